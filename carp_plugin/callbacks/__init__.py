@@ -1,0 +1,1 @@
+"""What watches a training run or keeps it: checkpoints, history, resumed momentum."""

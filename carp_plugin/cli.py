@@ -1,0 +1,118 @@
+"""What entry points share: Hydra's command line, with one sentence and exit code 2 for a user's mistake."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Callable, Iterator, List, Optional
+
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf.errors import OmegaConfBaseException
+
+from carp_plugin.errors import UserError, did_you_mean
+
+
+def guarded(main: Callable[[], object], default_dir: str) -> None:
+    """Runs a Hydra main; what the user did wrong is said in one sentence.
+
+    Args:
+        main: decorated with ``hydra.main``.
+        default_dir: its ``config_path``, to suggest names from.
+
+    Exits with 2 after a mistake of the user's, with 130 after Ctrl-C.
+    """
+    # Hydra would print its own half of every error; with this set it raises them.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    try:
+        with saying_mistakes():
+            _config_is_named(default_dir)
+            main()
+    except MissingConfigException as error:
+        _leave(f"error: {_missing_config(error, default_dir)}", 2)
+    except OverrideParseException as error:
+        _leave(f"error: the override {error.override!r} cannot be read; expected KEY=VALUE.", 2)
+    except ConfigCompositionException as error:
+        _leave(f"error: {_bad_override(error)}", 2)
+    except (HydraException, OmegaConfBaseException) as error:
+        _leave(f"error: {' '.join(str(error).split())}", 2)
+
+
+@contextmanager
+def saying_mistakes() -> Iterator[None]:
+    """Within this context a user's mistake and Ctrl-C are said in one sentence.
+
+    Stands inside the function that Hydra calls as well, for Hydra would print its own line about the error first.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        _leave(str(interrupt) or "interrupted.", 130)
+    except UserError as error:
+        _leave(f"error: {_own_sentence(error)}", 2)
+
+
+def _leave(message: str, code: int) -> None:
+    print(message, file=sys.stderr)
+    sys.exit(code)
+
+
+def _own_sentence(error: UserError) -> str:
+    """The sentence alone, where a data loader's worker has wrapped it in a trace."""
+    return re.split(r"carp_plugin\.[\w.]+Error: ", str(error))[-1].strip()
+
+
+def _option(*names: str) -> Optional[str]:
+    """The value of a command-line option, given as ``--name value`` or ``--name=value``."""
+    for i, argument in enumerate(sys.argv[1:], start=1):
+        for name in names:
+            if argument == name:
+                return sys.argv[i + 1] if i + 1 < len(sys.argv) else None
+            if argument.startswith(name + "="):
+                return argument[len(name) + 1 :]
+    return None
+
+
+def _config_dir(default_dir: str) -> Path:
+    """Where Hydra looks for the configuration: relative to the script, as it does itself."""
+    named = _option("--config-path", "-cp", "--config-dir", "-cd") or default_dir
+    return Path(sys.argv[0]).resolve().parent / named
+
+
+def _configs(folder: Path) -> List[str]:
+    return sorted(path.name for path in folder.glob("*.y*ml"))
+
+
+def _config_is_named(default_dir: str) -> None:
+    """A run without a configuration is a mistake, unless Hydra is asked for something else."""
+    if any(argument.startswith(("--help", "-h", "--hydra-help", "--version", "--info")) for argument in sys.argv):
+        return
+    folder = _config_dir(default_dir)
+    if not folder.is_dir():
+        raise UserError(f"the configuration folder {folder} does not exist; check --config-path.")
+    if _option("--config-name", "-cn") is None:
+        names = ", ".join(_configs(folder)) or "none here"
+        raise UserError(f"no configuration is named; add --config-name NAME, one of {names} (in {folder}).")
+
+
+def _missing_config(error: MissingConfigException, default_dir: str) -> str:
+    name, folder = str(error.missing_cfg_file), _config_dir(default_dir)
+    return f"there is no configuration {name!r} in {folder}{did_you_mean(name, _configs(folder))}"
+
+
+def _bad_override(error: ConfigCompositionException) -> str:
+    """Hydra's refusal of an override, with the near misses it does not give."""
+    from carp_plugin.config import known_keys
+
+    text = " ".join(str(error).split())
+    found = re.search(r"Could not override '([^']+)'", text)
+    if not found:
+        return text
+    key = found.group(1)
+    if "not in struct" in str(error.__cause__ or text) or "is not in struct" in text:
+        if key in known_keys():
+            return f"{key} is not set in this configuration; add it as ++{key}=VALUE."
+        return f"{key} is not a key of the configuration{did_you_mean(key, known_keys())}"
+    return f"{key} cannot be set: {' '.join(str(error.__cause__ or error).split())}"

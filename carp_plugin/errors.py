@@ -1,0 +1,36 @@
+"""Errors that a user can mend: each is one sentence that says what was wrong, what was expected and what to do.
+
+Entry points catch :class:`UserError`, print its sentence and leave with exit code 2 instead of a stack trace.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Iterable
+
+
+class UserError(Exception):
+    """A mistake in what the user gave: a key, a value, a path or a missing package."""
+
+
+class HostError(UserError, ImportError):
+    """solo-learn is not installed, or it is a release that the door does not know."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Near misses of ``word`` among ``known`` as the tail of a sentence, or all of them if they are few.
+
+    Args:
+        word: what the user typed.
+        known: what would have been right.
+
+    Returns:
+        str: ``"; did you mean 'byol'?"``, ``"; choose from a, b, c"`` or an empty string.
+    """
+    names = sorted(str(name) for name in known)
+    near = difflib.get_close_matches(str(word), names, n=2, cutoff=0.6)
+    if near:
+        return "; did you mean " + " or ".join(repr(name) for name in near) + "?"
+    if 0 < len(names) <= 30:
+        return "; choose from " + ", ".join(names)
+    return ""

@@ -1,0 +1,142 @@
+"""What a frozen backbone's features are worth: k-NN and a linear layer on features computed once."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, NamedTuple, Optional, Tuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from rich.progress import track
+from torch.utils.data import DataLoader
+
+from carp_plugin.host import WeightedKNNClassifier
+
+
+class Features(NamedTuple):
+    """Features of a labelled set of images.
+
+    Attributes:
+        feats: (N, F) float32 on the CPU.
+        targets: (N,) int64.
+    """
+
+    feats: torch.Tensor
+    targets: torch.Tensor
+
+
+@torch.no_grad()
+def extract(backbone: nn.Module, loader: DataLoader, device: torch.device, title: str = "") -> Features:
+    """Features of every image of a loader, with the backbone in evaluation mode.
+
+    Args:
+        backbone: images (N, 3, H, W) to features (N, F); its mode is restored afterwards.
+        loader: gives (images, labels).
+        device: where to compute; the backbone is there already.
+        title: shown before the progress bar; no bar where it is empty.
+
+    Returns:
+        Features: in the loader's order.
+    """
+    training = backbone.training
+    backbone.eval()
+    feats, targets = [], []
+    try:
+        for images, labels in track(loader, description=title, disable=not title, transient=True):
+            feats.append(backbone(images.to(device, non_blocking=True)).float().cpu())
+            targets.append(labels)
+    finally:
+        backbone.train(training)
+    return Features(torch.cat(feats), torch.cat(targets))
+
+
+def knn_accuracy(train: Features, val: Features, k: int = 20, temperature: float = 0.07) -> Tuple[float, float]:
+    """Accuracy of the host's weighted k-NN classifier, appendix C.3 of the paper.
+
+    Args:
+        train: the bank.
+        val: the queries.
+        k: number of neighbours.
+        temperature: tau of the votes exp(similarity / tau); cosine similarity.
+
+    Returns:
+        Tuple[float, float]: top-1 and top-5 accuracy in percent.
+    """
+    # The host sizes the vote by the classes of the queries: with a class missing there it would fail.
+    classifier = WeightedKNNClassifier(k=k, T=temperature, distance_fx="cosine")
+    classifier.update(train_features=train.feats, train_targets=train.targets)
+    classifier.update(test_features=val.feats, test_targets=val.targets)
+    top1, top5 = classifier.compute()
+    return float(top1), float(top5)
+
+
+def linear_accuracy(
+    train: Features, val: Features, *, epochs: int, batch_size: int, lr: float, optimizer: str, seed: int
+) -> float:
+    """Accuracy of a linear layer trained on fixed features with the settings of an online classifier.
+
+    Args:
+        train: features the layer is trained on.
+        val: features it is measured on.
+        epochs: passes over ``train``.
+        batch_size: images a step.
+        lr: learning rate, constant but for a cosine decay to 0.
+        optimizer: name of the run's optimizer; LARS means SGD with momentum here.
+        seed: of the layer and of the order of the images; the global random state is untouched.
+
+    Returns:
+        float: top-1 accuracy on ``val`` in percent.
+    """
+    classes = int(max(train.targets.max(), val.targets.max())) + 1
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layer = nn.Linear(train.feats.shape[1], classes)
+        kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+        kwargs: Dict[str, Any] = {} if optimizer in kinds else {"momentum": 0.9}
+        solver = kinds.get(optimizer, torch.optim.SGD)(layer.parameters(), lr=lr, weight_decay=0, **kwargs)
+        steps = max(1, len(train.feats) // batch_size) * epochs
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(solver, steps)
+        for _ in range(epochs):
+            order = torch.randperm(len(train.feats))
+            for batch in order[: len(order) - len(order) % batch_size or None].split(batch_size):
+                solver.zero_grad()
+                F.cross_entropy(layer(train.feats[batch]), train.targets[batch]).backward()
+                solver.step()
+                schedule.step()
+    with torch.no_grad():
+        return float((layer(val.feats).argmax(dim=1) == val.targets).float().mean() * 100)
+
+
+class FeatureEvaluator:
+    """Evaluates backbones on the same labelled images.
+
+    Args:
+        loaders: training and validation loaders, or None where there are no labels: then nothing is evaluated.
+        device: where features are computed.
+        k: neighbours.
+        temperature: of the k-NN votes.
+    """
+
+    def __init__(
+        self,
+        loaders: Optional[Tuple[DataLoader, DataLoader]],
+        device: torch.device,
+        k: int = 20,
+        temperature: float = 0.07,
+    ) -> None:
+        self.loaders, self.device, self.k, self.temperature = loaders, device, k, temperature
+
+    def features(self, backbone: nn.Module, name: str) -> Optional[Tuple[Features, Features]]:
+        """Features of the training and the validation images, or None without labels."""
+        if self.loaders is None:
+            return None
+        train, val = self.loaders
+        backbone = backbone.to(self.device)
+        return (
+            extract(backbone, train, self.device, f"features of {name}, training images"),
+            extract(backbone, val, self.device, f"features of {name}, validation images"),
+        )
+
+    def knn(self, features: Tuple[Features, Features]) -> float:
+        """Top-1 k-NN accuracy in percent."""
+        return knn_accuracy(*features, k=self.k, temperature=self.temperature)[0]

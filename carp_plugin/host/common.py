@@ -1,0 +1,57 @@
+"""What both hosts share behind the door: the cosine schedule's names, DALI's absence, mended defaults."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any, List, Set
+
+#: Settings that, where they differ, make a checkpoint another run. solo-learn compares name, backbone, method,
+#: epochs, optimizer and wandb only, so that a changed ``partition_size`` would silently resume the old run.
+RESUME_MUST_MATCH: List[str] = [
+    "method_kwargs",
+    "momentum",
+    "data.train_path",
+    "data.no_labels",
+    "data.fraction",
+    "augmentations",
+    "scheduler",
+    "optimizer.kwargs",
+    "optimizer.classifier_lr",
+    "accumulate_grad_batches",
+    "precision",
+    "seed",
+]
+
+DALI_MISSING = (
+    "data.format=dali needs NVIDIA DALI, which is not installed (or does not import here: {why}); "
+    "install it with `pip install carp-plugin[dali]`, or set data.format=image_folder."
+)
+
+
+def missing_dali(why: BaseException) -> type:
+    """A stand-in for DALI's classes that says how to install it when it is built.
+
+    Args:
+        why: the ImportError that the host's DALI module raised.
+    """
+
+    class MissingDALI:
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            from carp_plugin.errors import UserError
+
+            raise UserError(DALI_MISSING.format(why=why))
+
+    return MissingDALI
+
+
+def keys_in_source(cls: type) -> Set[str]:
+    """The keys of ``method_kwargs`` that a cfg-based method reads, as its source spells them.
+
+    Args:
+        cls: the method's class.
+
+    Returns:
+        Set[str]: names of the keys; empty where they cannot be told.
+    """
+    return set(re.findall(r"method_kwargs\.(\w+)", inspect.getsource(cls)))

@@ -1,0 +1,117 @@
+"""solo-learn 1.0.6 and later (GitHub main): re-exports, and three defects of the host mended at the door."""
+
+from __future__ import annotations
+
+from typing import Optional, Set
+
+from solo.args.pretrain import parse_cfg as parse_pretrain_cfg
+from solo.data.classification_dataloader import (
+    prepare_data as prepare_classification_data,
+)
+from solo.data.classification_dataloader import (
+    prepare_dataloaders as prepare_classification_dataloaders,
+)
+from solo.data.classification_dataloader import (
+    prepare_datasets as prepare_classification_datasets,
+)
+from solo.data.classification_dataloader import (
+    prepare_transforms as prepare_classification_transforms,
+)
+from solo.data.pretrain_dataloader import (
+    FullTransformPipeline,
+    NCropAugmentation,
+    build_transform_pipeline,
+    prepare_dataloader,
+    prepare_datasets,
+)
+from solo.methods import METHODS
+from solo.methods.base import BaseMethod, BaseMomentumMethod
+from solo.methods.linear import LinearModel
+from solo.utils.auto_resumer import AutoResumer
+from solo.utils.checkpointer import Checkpointer
+from solo.utils.knn import WeightedKNNClassifier
+from solo.utils.lars import LARS
+from solo.utils.lr_scheduler import LinearWarmupCosineAnnealingLR
+from solo.utils.misc import make_contiguous, omegaconf_select
+from solo.utils.momentum import MomentumUpdater, initialize_momentum_params
+
+from carp_plugin.host.common import RESUME_MUST_MATCH, keys_in_source, missing_dali
+
+try:
+    from solo.data import dali_dataloader as _dali
+    from solo.data.dali_dataloader import PretrainDALIDataModule, build_transform_pipeline_dali
+except ImportError as error:
+    DALI_AVAILABLE = False
+    PretrainDALIDataModule = build_transform_pipeline_dali = missing_dali(error)
+else:
+    DALI_AVAILABLE = True
+
+    class _PretrainPipelineBuilder(_dali.PretrainPipelineBuilder):
+        """DALI refuses a device id on a machine without a GPU; a CPU pipeline has none."""
+
+        @property
+        def device_id(self) -> Optional[int]:
+            return None if self.device == "cpu" else self._device_id
+
+        @device_id.setter
+        def device_id(self, value: int) -> None:
+            self._device_id = value
+
+    _dali.PretrainPipelineBuilder = _PretrainPipelineBuilder
+
+try:
+    from solo.utils.auto_umap import AutoUMAP
+except ImportError:
+    AutoUMAP = None
+
+BACKBONES = BaseMethod._BACKBONES
+
+# The host's resumer ignores what makes two runs of a method different; it compares these as well.
+AutoResumer.SHOULD_MATCH = AutoResumer.SHOULD_MATCH + [
+    key for key in RESUME_MUST_MATCH if key not in AutoResumer.SHOULD_MATCH
+]
+
+
+def method_keys(name: str) -> Set[str]:
+    """The keys of ``method_kwargs`` that a method takes.
+
+    Args:
+        name: a key of ``METHODS``.
+
+    Returns:
+        Set[str]: names of the keys; empty where they cannot be told.
+    """
+    return keys_in_source(METHODS[name])
+
+
+__all__ = [
+    "AutoResumer",
+    "AutoUMAP",
+    "BACKBONES",
+    "BaseMethod",
+    "BaseMomentumMethod",
+    "Checkpointer",
+    "DALI_AVAILABLE",
+    "FullTransformPipeline",
+    "LARS",
+    "LinearModel",
+    "LinearWarmupCosineAnnealingLR",
+    "METHODS",
+    "MomentumUpdater",
+    "NCropAugmentation",
+    "PretrainDALIDataModule",
+    "WeightedKNNClassifier",
+    "build_transform_pipeline",
+    "build_transform_pipeline_dali",
+    "initialize_momentum_params",
+    "make_contiguous",
+    "method_keys",
+    "omegaconf_select",
+    "parse_pretrain_cfg",
+    "prepare_classification_data",
+    "prepare_classification_dataloaders",
+    "prepare_classification_datasets",
+    "prepare_classification_transforms",
+    "prepare_dataloader",
+    "prepare_datasets",
+]

@@ -1,0 +1,119 @@
+"""solo-learn 1.0.2's checkpointer, resumer and UMAP callback with the current arguments."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, List, Optional, Tuple, Union
+
+import solo.utils.auto_resumer as _auto_resumer
+import solo.utils.checkpointer as _checkpointer
+from omegaconf import DictConfig, OmegaConf
+
+from carp_plugin.host.common import RESUME_MUST_MATCH
+from carp_plugin.host.pypi.config import omegaconf_select
+
+
+class Checkpointer(_checkpointer.Checkpointer):
+    """Saves a checkpoint every ``frequency`` epochs under ``logdir``/run, and the cfg as ``args.json`` beside it.
+
+    Args:
+        cfg: the configuration; has ``name``.
+        logdir: folder of the method's runs.
+        frequency: epochs between two checkpoints.
+        keep_prev: keep the earlier ones.
+    """
+
+    def __init__(
+        self,
+        cfg: DictConfig,
+        logdir: Union[str, Path] = "trained_models",
+        frequency: int = 1,
+        keep_prev: bool = False,
+    ) -> None:
+        super().__init__(Namespace(name=cfg.name), logdir, frequency, keep_prev)
+        self.cfg = cfg
+
+    def save_args(self, trainer: Any) -> None:
+        """Writes the configuration for the resumer."""
+        if trainer.is_global_zero:
+            logger = trainer.logger
+            args = OmegaConf.to_container(self.cfg, resolve=True)
+            args["wandb_run_id"] = None if logger is None else str(logger.version)
+            (self.path / "args.json").write_text(json.dumps(args))
+
+    def save(self, trainer: Any) -> None:
+        """Saves a checkpoint; on every rank, since Lightning 2 synchronises them while saving."""
+        if trainer.sanity_checking:
+            return
+        path = self.path / self.ckpt_placeholder.format(trainer.current_epoch)
+        trainer.save_checkpoint(path)
+        if trainer.is_global_zero and self.last_ckpt not in (None, path):
+            if not self.keep_previous_checkpoints:
+                Path(self.last_ckpt).unlink(missing_ok=True)
+        self.last_ckpt = path
+
+
+class AutoResumer(_auto_resumer.AutoResumer):
+    """Finds the newest checkpoint whose run has the same settings.
+
+    Args:
+        checkpoint_dir: where runs lie.
+        max_hours: how old a checkpoint may be.
+    """
+
+    SHOULD_MATCH: List[str] = [
+        "name",
+        "backbone",
+        "method",
+        "data.dataset",
+        "max_epochs",
+        "optimizer.name",
+        "optimizer.batch_size",
+        "optimizer.lr",
+        "optimizer.weight_decay",
+        "wandb.project",
+        "wandb.entity",
+        *RESUME_MUST_MATCH,
+    ]
+
+    def find_checkpoint(self, cfg: DictConfig) -> Tuple[Optional[Path], Optional[str]]:
+        """Looks for a checkpoint of this configuration.
+
+        Args:
+            cfg: the parsed configuration, defaults and all.
+
+        Returns:
+            The checkpoint and the id of its wandb run, each None where there is none.
+        """
+        young = Path(self.checkpoint_dir).rglob("*.ckpt")
+        for path in sorted(young, key=lambda found: found.stat().st_ctime, reverse=True):
+            age = timedelta(seconds=_auto_resumer.datetime.now().timestamp() - path.stat().st_ctime)
+            args = path.parent / "args.json"
+            if age > self.max_hours or not args.is_file():
+                continue
+            other = OmegaConf.create(json.loads(args.read_text()))
+            if all(omegaconf_select(other, key) == omegaconf_select(cfg, key) for key in self.SHOULD_MATCH):
+                return path, omegaconf_select(other, "wandb_run_id")
+        return None, None
+
+
+try:
+    from solo.utils.auto_umap import AutoUMAP as _AutoUMAP
+except ImportError:
+    AutoUMAP = None
+else:
+
+    class AutoUMAP(_AutoUMAP):  # type: ignore[no-redef]
+        """Draws a UMAP of the validation features every ``frequency`` epochs.
+
+        Args:
+            name: name of the run.
+            logdir: where the pictures go.
+            frequency: epochs between two pictures.
+        """
+
+        def __init__(self, name: str, logdir: Union[str, Path] = "auto_umap", frequency: int = 1) -> None:
+            super().__init__(Namespace(name=name), logdir=logdir, frequency=frequency)

@@ -1,0 +1,540 @@
+"""The loss of CARP (arXiv 2310.12692): consistent assignment of views over random partitions.
+
+Functions of tensors only. `carp_objective_func` is what training uses, `carp_loss_func` gives the two
+terms apart, and `fused=False` in either is the paper written out, the text to read first
+(`_plain_terms`). Everything else here is the same mathematics without an N x K tensor.
+
+Shape suffixes: V student views, N images of this rank, D embedding size, K prototypes, B prototypes in
+a block (`partition_size`, N_B in the paper), P blocks (K / B), C blocks in a chunk, R rows of views
+(V * N for the student, 2 * N for the teacher).
+
+In a block, with student logits a and teacher logits b (LSE is log-sum-exp):
+
+    consistency  -log <softmax a, softmax b> = LSE(a) + LSE(b) - LSE(a + b)
+                 gradient in a: softmax(a) - softmax(a + b)
+    entropy gap  log B - H(mean_probs)
+                 gradient in a: p * (g - <p, g>), p = softmax(a), g = log(mean_probs) / rows
+
+A block's mean_probs depends on that block's logits alone, so one walk over chunks of blocks finds the
+logits, both terms and the gradients, each logit computed once.
+
+Across ranks the convention is that of DistributedDataParallel, which averages gradients: with the same
+number of images on every rank, the mean over ranks of what each rank returns is what one process would
+return for the concatenated batch. Only mean_probs is reduced, K floats a step.
+"""
+
+import functools
+import math
+from typing import Dict, NamedTuple, Optional, Sequence, Tuple, Union
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import Function, once_differentiable
+
+# Bytes of student logits held at a time. On a CPU the chunk and its copies should stay in the cache;
+# an accelerator wants few, large kernels and few all-reduces.
+CHUNK_BYTES_CPU = 4 * 2**20
+CHUNK_BYTES_ACCELERATOR = 64 * 2**20
+
+Weights = Tuple[Union[float, Tensor], Union[float, Tensor]]
+
+
+class CARPLossTerms(NamedTuple):
+    """The two terms of the loss and what the entropy was taken of."""
+
+    consistency: Tensor  # (), mean over pairs of views i != j, images and blocks of -log <s_i, t_j>
+    entropy_gap: Tensor  # (), mean over blocks of log B - H(mean_probs), between 0 and log B (nats)
+    mean_probs: Tensor  # (P, B), mean assignment over the views of the global batch; detached
+
+
+class _Layout(NamedTuple):
+    views: int
+    images: int
+    blocks: int
+    block_size: int
+
+    @property
+    def rows(self) -> int:
+        """Views of student and teacher that a mean of this rank is taken over."""
+        return (self.views + 2) * self.images
+
+    @property
+    def pairs(self) -> int:
+        """Pairs (i, j) of a student and a teacher view with i != j; teacher views are 0 and 1."""
+        return 2 * self.views - 2
+
+
+def partners(view: int) -> Tuple[int, ...]:
+    """The teacher views that student view `view` is compared with: those of another crop."""
+    return tuple(j for j in (0, 1) if j != view)
+
+
+def carp_loss_func(
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    student_prototypes: Tensor,
+    teacher_prototypes: Tensor,
+    permutation: Tensor,
+    partition_size: int,
+    *,
+    fused: bool = True,
+) -> CARPLossTerms:
+    """The two terms of CARP's loss (eq. 3 and B.2), separately differentiable.
+
+    The fused path computes no gradient in the forward pass and walks over the chunks a second time in
+    backward: when the weights of the terms are known beforehand, `carp_objective_func` is cheaper.
+
+    Args:
+        student: V >= 2 tensors (N, D), one a view, not normalised; views 0 and 1 are the teacher's.
+        teacher: exactly 2 tensors (N, D). They receive no gradient.
+        student_prototypes: (K, D).
+        teacher_prototypes: (K, D). They receive no gradient; may be `student_prototypes` itself.
+        permutation: (K,) int64, a permutation of the prototypes; each run of B entries is a block. The
+            same on every rank. Its content is not checked: that would make an accelerator wait.
+        partition_size: B, the number of prototypes in a block; divides K.
+        fused: False computes the same from materialised assignments.
+
+    Returns:
+        CARPLossTerms, in float32 or, if an input is, float64. `consistency` is of this rank's images;
+        `entropy_gap` and `mean_probs` are of the views of all ranks.
+
+    Raises:
+        ValueError: a shape, a data type or a number that does not fit.
+    """
+    layout = _check(
+        student, teacher, student_prototypes, teacher_prototypes, permutation, partition_size
+    )
+    inputs = _prepare(student, teacher, student_prototypes, teacher_prototypes, permutation)
+    if not fused:
+        return _plain_terms(*inputs, layout)
+    if _wants_gradient(inputs):
+        return CARPLossTerms(*_FusedTerms.apply(*inputs, layout))
+    return _fused_pass(*inputs, layout).terms
+
+
+def carp_objective_func(
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    student_prototypes: Tensor,
+    teacher_prototypes: Tensor,
+    permutation: Tensor,
+    partition_size: int,
+    *,
+    consistency_weight: float = 1.0,
+    entropy_weight: float = 1.0,
+    fused: bool = True,
+) -> Tuple[Tensor, CARPLossTerms]:
+    """consistency_weight * consistency + entropy_weight * entropy_gap, the scalar to minimise.
+
+    Eq. (3) and B.2 add the two symmetric pairs, which is a consistency_weight of 2; the default of 1
+    averages them. As the weights are known, the fused path finds the gradients during the forward pass:
+    four matrix products a step, and backward only scales.
+
+    Args:
+        consistency_weight: of the consistency term.
+        entropy_weight: of the entropy gap, 1 in CARP.
+        student, teacher, student_prototypes, teacher_prototypes, permutation, partition_size, fused:
+            see `carp_loss_func`.
+
+    Returns:
+        the loss (), differentiable once, and its CARPLossTerms, detached.
+
+    Raises:
+        ValueError: a shape, a data type or a number that does not fit.
+    """
+    layout = _check(
+        student, teacher, student_prototypes, teacher_prototypes, permutation, partition_size
+    )
+    inputs = _prepare(student, teacher, student_prototypes, teacher_prototypes, permutation)
+    weights = (consistency_weight, entropy_weight)
+    if fused and _wants_gradient(inputs):
+        loss, *terms = _FusedObjective.apply(*inputs, layout, weights)
+        return loss, CARPLossTerms(*terms)
+    terms = _plain_terms(*inputs, layout) if not fused else _fused_pass(*inputs, layout).terms
+    return _weighted(terms, weights), CARPLossTerms(*(term.detach() for term in terms))
+
+
+# --------------------------------------------------------------------------- the paper, written out
+
+
+def _plain_terms(
+    z_RD: Tensor, C_KD: Tensor, w_RD: Tensor, teacher_C_KD: Tensor, order_K: Tensor, layout: _Layout
+) -> CARPLossTerms:
+    """Sections 3 and 4 with every assignment of every view held in memory."""
+    with _full_precision(z_RD):
+        log_s_VNPB = _log_assignments(z_RD, C_KD, order_K, layout)
+        log_t_VNPB = _log_assignments(w_RD, teacher_C_KD, order_K, layout)
+        consistency = torch.stack(
+            [
+                _consistency(log_s_VNPB[i], log_t_VNPB[j])
+                for i in range(layout.views)
+                for j in partners(i)
+            ]
+        ).mean()
+        # Eq. (1): one mean over the assignments of all views, student's and teacher's.
+        assignments = torch.cat([log_s_VNPB, log_t_VNPB]).exp()
+        local_PB = assignments.flatten(0, 1).mean(dim=0)
+        # The value is that of the global batch. The gradient is that of this rank's rows within a mean
+        # of this rank's rows: the average over ranks then divides by their number.
+        global_PB = _all_reduce_sum(local_PB.detach().clone()) / _world_size()
+        mean_PB = local_PB + (global_PB - local_PB).detach()
+        entropy_gap = _entropy_gap(mean_PB).mean()
+    return CARPLossTerms(consistency, entropy_gap, global_PB)
+
+
+def _log_assignments(h_RD: Tensor, C_KD: Tensor, order_K: Tensor, layout: _Layout) -> Tensor:
+    """log q(h, B_j) of section 4, q(h, C) = softmax(h C^T), for every block: (views, N, P, B)."""
+    logits_RK = h_RD @ C_KD[order_K].to(h_RD.dtype).T
+    return logits_RK.view(-1, layout.images, layout.blocks, layout.block_size).log_softmax(dim=-1)
+
+
+def _consistency(log_s_NPB: Tensor, log_t_NPB: Tensor) -> Tensor:
+    """L_c(s, t) = -log <s, t> of section 3, mean over images and blocks; in logs, so never log 0."""
+    return -torch.logsumexp(log_s_NPB + log_t_NPB, dim=-1).mean()
+
+
+def _entropy_gap(mean_PB: Tensor) -> Tensor:
+    """log B - H(mean) of every block (`kl_div` of B.2): (P,). An unused prototype counts 0, not NaN."""
+    return math.log(mean_PB.shape[-1]) + (mean_PB * _safe_log(mean_PB)).sum(dim=-1)
+
+
+def _safe_log(p: Tensor) -> Tensor:
+    return p.clamp_min(torch.finfo(p.dtype).tiny).log()
+
+
+# --------------------------------------------------------------------------------- the fused path
+
+
+class _Pass(NamedTuple):
+    terms: CARPLossTerms
+    grad_z_RD: Optional[Tensor]
+    grad_C_KD: Optional[Tensor]
+
+
+def _fused_pass(
+    z_RD: Tensor,
+    C_KD: Tensor,
+    w_RD: Tensor,
+    teacher_C_KD: Tensor,
+    order_K: Tensor,
+    layout: _Layout,
+    *,
+    weights: Optional[Weights] = None,
+    wanted: Sequence[bool] = (False, False),
+    mean_PB: Optional[Tensor] = None,
+) -> _Pass:
+    """One walk over chunks of blocks: the terms and, of their weighted sum, the wanted gradients.
+
+    Args:
+        weights: of consistency and entropy gap in the gradients; numbers or 0-dim tensors.
+        wanted: whether the gradients with respect to z_RD and C_KD are wanted.
+        mean_PB: mean_probs if known from an earlier pass; otherwise computed and all-reduced.
+    """
+    with torch.no_grad(), _full_precision(z_RD):
+        size, per_chunk = layout.block_size, _blocks_per_chunk(layout, z_RD)
+        known_mean = mean_PB is not None
+        if not known_mean:
+            mean_PB = z_RD.new_empty(layout.blocks, size)
+        consistency, entropy_gap = z_RD.new_zeros(()), z_RD.new_zeros(())
+        grad_z_RD = torch.zeros_like(z_RD) if wanted[0] else None
+        grad_C_KD = torch.empty_like(C_KD, dtype=z_RD.dtype) if wanted[1] else None
+        space = _Workspace(z_RD)
+        for first in range(0, layout.blocks, per_chunk):
+            chunk = slice(first, min(first + per_chunk, layout.blocks))
+            index = order_K[chunk.start * size : chunk.stop * size]
+            C_chunk = space.rows("student rows", C_KD, index)
+            teacher_C_chunk = space.rows("teacher rows", teacher_C_KD, index)
+            student = space.assignments("student", z_RD, C_chunk, size)
+            teacher = space.assignments("teacher", w_RD, teacher_C_chunk, size)
+            if not known_mean:
+                total_CB = student.probs_RCB.sum(dim=0) + teacher.probs_RCB.sum(dim=0)
+                rows = _world_size() * layout.rows
+                torch.div(_all_reduce_sum(total_CB), rows, out=mean_PB[chunk])
+            entropy_gap += _entropy_gap(mean_PB[chunk]).sum()
+            consistency -= _log_overlap_and_gradient(
+                student, teacher, mean_PB[chunk], layout, weights, space
+            )
+            grad_logits = student.logits_RCB.flatten(1)
+            if grad_z_RD is not None:
+                grad_z_RD.addmm_(grad_logits, C_chunk)
+            if grad_C_KD is not None:
+                # A prototype is in exactly one block, so every row is written exactly once.
+                grad_rows = space.get("gradient rows", *C_chunk.shape)
+                grad_C_KD.index_copy_(0, index, torch.mm(grad_logits.T, z_RD, out=grad_rows))
+        consistency /= layout.pairs * layout.images * layout.blocks
+        terms = CARPLossTerms(consistency, entropy_gap / layout.blocks, mean_PB)
+    return _Pass(terms, grad_z_RD, grad_C_KD)
+
+
+class _Assignments(NamedTuple):
+    logits_RCB: Tensor
+    probs_RCB: Tensor
+
+    def of_view(self, view: int, images: int) -> "_Assignments":
+        rows = slice(view * images, (view + 1) * images)
+        return _Assignments(self.logits_RCB[rows], self.probs_RCB[rows])
+
+
+class _Workspace:
+    """The memory of one chunk, used again for the next: fresh pages cost as much as the arithmetic."""
+
+    def __init__(self, like: Tensor):
+        self._like = like
+        self._buffers: Dict[str, Tensor] = {}
+
+    def get(self, name: str, *shape: int) -> Tensor:
+        """A contiguous tensor with undefined content; the same memory for the same name."""
+        count = math.prod(shape)
+        if name not in self._buffers:  # the first chunk is the largest
+            self._buffers[name] = self._like.new_empty(count)
+        return self._buffers[name][:count].view(shape)
+
+    def rows(self, name: str, C_KD: Tensor, index: Tensor) -> Tensor:
+        """The prototypes `index` in the type of the computation."""
+        if C_KD.dtype != self._like.dtype:
+            return C_KD.index_select(0, index).to(self._like.dtype)
+        return torch.index_select(C_KD, 0, index, out=self.get(name, index.shape[0], C_KD.shape[1]))
+
+    def assignments(self, name: str, h_RD: Tensor, C_chunk: Tensor, size: int) -> _Assignments:
+        """q(h, B_j) of section 4 for the blocks of the chunk, and the logits."""
+        rows, columns = h_RD.shape[0], C_chunk.shape[0]
+        logits_RCB = self.get(name + " logits", rows, columns // size, size)
+        torch.mm(h_RD, C_chunk.T, out=logits_RCB.view(rows, columns))
+        probs_RCB = self.get(name + " probs", *logits_RCB.shape)
+        return _Assignments(logits_RCB, torch.softmax(logits_RCB, dim=-1, out=probs_RCB))
+
+
+def _log_overlap_and_gradient(
+    student: _Assignments,
+    teacher: _Assignments,
+    mean_CB: Tensor,
+    layout: _Layout,
+    weights: Optional[Weights],
+    space: _Workspace,
+) -> Tensor:
+    """The sum of log <s_i, t_j> over pairs, images and the blocks of the chunk: ().
+
+    With weights, the gradient of the weighted terms is written over the student logits.
+    """
+    log_overlap = mean_CB.new_zeros(())
+    if weights is not None:
+        pull = weights[0] / (layout.pairs * layout.images * layout.blocks)
+        slope_CB = _safe_log(mean_CB) * (weights[1] / (layout.rows * layout.blocks))
+    for i in range(layout.views):
+        own = student.of_view(i, layout.images)
+        joint = [
+            _overlap(own, teacher.of_view(j, layout.images), space, f"joint {j}")
+            for j in partners(i)
+        ]
+        log_overlap += sum(log_NC.sum() for _, _, log_NC in joint)
+        if weights is None:
+            continue
+        # s * (g - <s, g>) + pull * sum_j (s - softmax(a_i + b_j)), in place of the logits a_i.
+        grad_NCB = torch.mul(own.probs_RCB, slope_CB, out=own.logits_RCB)
+        level_NC1 = pull * len(joint) - grad_NCB.sum(dim=-1, keepdim=True)
+        grad_NCB.addcmul_(own.probs_RCB, level_NC1)
+        for joint_NCB, total_NC, _ in joint:
+            grad_NCB.addcmul_(joint_NCB, (-pull / total_NC).unsqueeze(-1))
+    return log_overlap
+
+
+def _overlap(
+    s: _Assignments, t: _Assignments, space: _Workspace, name: str
+) -> Tuple[Tensor, Tensor, Tensor]:
+    """(joint_NCB, total_NC, log_NC): softmax(a + b) = joint / total, and log <s, t>.
+
+    The product s * t needs no exponential, but where s and t hardly overlap it underflows. On a CPU,
+    where looking at a value makes nobody wait, it is taken when its total shows that what was lost is
+    below rounding; elsewhere always a + b.
+    """
+    joint_NCB = space.get(name, *s.probs_RCB.shape)
+    if joint_NCB.device.type == "cpu":
+        torch.mul(s.probs_RCB, t.probs_RCB, out=joint_NCB)
+        total_NC = joint_NCB.sum(dim=-1)
+        # Of s, t and the product less than `tiny` an entry is lost: about (B + 2) * tiny a block.
+        info, size = torch.finfo(total_NC.dtype), joint_NCB.shape[-1]
+        if total_NC.min() > (size + 2) * (info.tiny / info.eps):
+            return joint_NCB, total_NC, total_NC.log()
+    # Maxima are taken off first, so that large logits do not cancel; 1 / sum(exp(a - max a)) = max s.
+    for logits in (s.logits_RCB, t.logits_RCB):
+        logits.sub_(logits.amax(dim=-1, keepdim=True))
+    torch.add(s.logits_RCB, t.logits_RCB, out=joint_NCB)
+    peak_NC1 = joint_NCB.amax(dim=-1, keepdim=True)
+    joint_NCB.sub_(peak_NC1).exp_()
+    total_NC = joint_NCB.sum(dim=-1)
+    scale_NC = s.probs_RCB.amax(dim=-1).log() + t.probs_RCB.amax(dim=-1).log()
+    return joint_NCB, total_NC, total_NC.log() + peak_NC1.squeeze(-1) + scale_NC
+
+
+class _FusedTerms(Function):
+    """Both terms; backward repeats the pass with the incoming gradients as weights."""
+
+    @staticmethod
+    def forward(ctx, z_RD, C_KD, w_RD, teacher_C_KD, order_K, layout):
+        terms = _fused_pass(z_RD, C_KD, w_RD, teacher_C_KD, order_K, layout).terms
+        ctx.save_for_backward(z_RD, C_KD, w_RD, teacher_C_KD, order_K, terms.mean_probs)
+        ctx.layout = layout
+        ctx.mark_non_differentiable(terms.mean_probs)
+        return tuple(terms)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_consistency, grad_entropy_gap, _):
+        *inputs, mean_PB = ctx.saved_tensors
+        result = _fused_pass(
+            *inputs,
+            ctx.layout,
+            weights=(grad_consistency, grad_entropy_gap),
+            wanted=ctx.needs_input_grad[:2],
+            mean_PB=mean_PB,
+        )
+        grad_C_KD = result.grad_C_KD
+        if grad_C_KD is not None:
+            grad_C_KD = grad_C_KD.to(inputs[1].dtype)
+        return result.grad_z_RD, grad_C_KD, None, None, None, None
+
+
+class _FusedObjective(Function):
+    """The weighted sum; its gradients are found in forward, backward scales them."""
+
+    @staticmethod
+    def forward(ctx, z_RD, C_KD, w_RD, teacher_C_KD, order_K, layout, weights):
+        terms, grad_z_RD, grad_C_KD = _fused_pass(
+            z_RD,
+            C_KD,
+            w_RD,
+            teacher_C_KD,
+            order_K,
+            layout,
+            weights=weights,
+            wanted=ctx.needs_input_grad[:2],
+        )
+        ctx.save_for_backward(grad_z_RD, grad_C_KD)
+        ctx.prototype_dtype = C_KD.dtype
+        ctx.mark_non_differentiable(*terms)
+        return (_weighted(terms, weights), *terms)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_loss, *_):
+        # The gradients wait in full precision: a loss scale must reach them before they become half.
+        grad_z_RD, grad_C_KD = ctx.saved_tensors
+        # Plain `loss.backward()` scales by 1. Where looking makes nobody wait, spare the copies.
+        if grad_loss.device.type != "cpu" or grad_loss != 1:
+            grad_z_RD = None if grad_z_RD is None else grad_z_RD * grad_loss
+            grad_C_KD = None if grad_C_KD is None else grad_C_KD * grad_loss
+        if grad_C_KD is not None:
+            grad_C_KD = grad_C_KD.to(ctx.prototype_dtype)
+        return grad_z_RD, grad_C_KD, None, None, None, None, None
+
+
+# ---------------------------------------------------------------------------------------- helpers
+
+
+def _weighted(terms: CARPLossTerms, weights: Weights) -> Tensor:
+    return weights[0] * terms.consistency + weights[1] * terms.entropy_gap
+
+
+def _blocks_per_chunk(layout: _Layout, z_RD: Tensor) -> int:
+    limit = CHUNK_BYTES_CPU if z_RD.device.type == "cpu" else CHUNK_BYTES_ACCELERATOR
+    return max(1, limit // (z_RD.shape[0] * layout.block_size * z_RD.element_size()))
+
+
+def _prepare(student, teacher, student_prototypes, teacher_prototypes, permutation):
+    """Views stacked in the data type of the computation, the teacher cut off from the graph."""
+    tensors = (*student, *teacher, student_prototypes, teacher_prototypes)
+    dtype = functools.reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
+    z_RD = torch.cat([view.to(dtype) for view in student])
+    w_RD = torch.cat([view.detach().to(dtype) for view in teacher])
+    return z_RD, student_prototypes, w_RD, teacher_prototypes.detach(), permutation
+
+
+def _wants_gradient(inputs: Sequence[Tensor]) -> bool:
+    return torch.is_grad_enabled() and (inputs[0].requires_grad or inputs[1].requires_grad)
+
+
+def _full_precision(tensor: Tensor) -> torch.autocast:
+    """Logits overflow in float16 and a softmax over bfloat16 logits is coarse: no autocast inside."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _all_reduce_sum(tensor: Tensor) -> Tensor:
+    if _world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def _check(
+    student, teacher, student_prototypes, teacher_prototypes, permutation, partition_size
+) -> _Layout:
+    """The layout, or a ValueError. Looks at shapes and types only, never at values."""
+    if len(student) < 2:
+        raise ValueError(f"student: expected at least 2 views, received {len(student)}")
+    if len(teacher) != 2:
+        raise ValueError(f"teacher: expected exactly 2 views, received {len(teacher)}")
+    first = student[0]
+    if first.ndim != 2 or first.shape[0] < 1:
+        raise ValueError(
+            f"student[0]: expected shape (N, D) with N >= 1, received {tuple(first.shape)}"
+        )
+    views = [(f"student[{i}]", view) for i, view in enumerate(student)]
+    views += [(f"teacher[{j}]", view) for j, view in enumerate(teacher)]
+    for name, view in views:
+        if view.shape != first.shape:
+            raise ValueError(
+                f"{name}: expected the shape of student[0], {tuple(first.shape)}, received"
+                f" {tuple(view.shape)}"
+            )
+    prototypes = [
+        ("student_prototypes", student_prototypes),
+        ("teacher_prototypes", teacher_prototypes),
+    ]
+    for name, tensor in prototypes:
+        if tensor.ndim != 2 or tensor.shape[1] != first.shape[1]:
+            raise ValueError(
+                f"{name}: expected shape (K, {first.shape[1]}), received {tuple(tensor.shape)}"
+            )
+    K = student_prototypes.shape[0]
+    if teacher_prototypes.shape[0] != K:
+        raise ValueError(
+            f"teacher_prototypes: expected {K} rows like student_prototypes, received"
+            f" {teacher_prototypes.shape[0]}"
+        )
+    for name, tensor in views + prototypes:
+        if not tensor.is_floating_point():
+            raise ValueError(
+                f"{name}: expected a real floating point type, received {tensor.dtype}"
+            )
+        if tensor.device != first.device:
+            raise ValueError(
+                f"{name}: expected on {first.device} like student[0], received on {tensor.device}"
+            )
+    blocks = check_partition(permutation, partition_size, student_prototypes)
+    return _Layout(len(student), first.shape[0], blocks, partition_size)
+
+
+def check_partition(permutation: Tensor, partition_size: int, prototypes: Tensor) -> int:
+    """The number of blocks, or a ValueError when permutation or partition_size do not fit (K, D)."""
+    K = prototypes.shape[0]
+    if isinstance(partition_size, bool) or not isinstance(partition_size, int):
+        raise ValueError(f"partition_size: expected an int, received {partition_size!r}")
+    if partition_size < 1 or K < 1 or K % partition_size:
+        raise ValueError(
+            f"partition_size: expected a positive divisor of K = {K}, received {partition_size}"
+        )
+    if permutation.shape != (K,) or permutation.dtype != torch.int64:
+        raise ValueError(
+            f"permutation: expected shape ({K},) and type torch.int64, received"
+            f" {tuple(permutation.shape)} and {permutation.dtype}"
+        )
+    if permutation.device != prototypes.device:
+        raise ValueError(
+            f"permutation: expected on {prototypes.device} like the prototypes, received on"
+            f" {permutation.device}"
+        )
+    return K // partition_size

@@ -1,0 +1,304 @@
+"""CARP: consistent assignment of views over random partitions of prototypes (arXiv 2310.12692)."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Sequence, Tuple
+
+import omegaconf
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from carp_plugin.errors import UserError, did_you_mean
+from carp_plugin.host import BaseMomentumMethod, initialize_momentum_params, omegaconf_select
+from carp_plugin.losses.carp import carp_objective_func
+from carp_plugin.losses.statistics import assignment_statistics
+from carp_plugin.partition import PARTITIONS, partition
+
+_TEACHER_PROTOTYPES = ("momentum", "student")
+
+#: The keys of ``method_kwargs`` and their defaults: appendix B.1 of the paper.
+DEFAULTS: Dict[str, Any] = {
+    "proj_hidden_dim": 2048,
+    "proj_output_dim": 256,
+    "num_prototypes": 65536,
+    "partition_size": 512,
+    "partition": "random",
+    "consistency_weight": 1.0,
+    "entropy_weight": 1.0,
+    "teacher_prototypes": "momentum",
+    "normalize_prototypes": True,
+    "fused": True,
+}
+
+
+class Prototypes(nn.Module):
+    """The learnable prototypes of the assigner (section 3): K rows of an embedding's size.
+
+    Args:
+        num_prototypes: K.
+        dim: D, size of an embedding.
+        normalize: rows are brought to unit length, a weight-normalised linear layer.
+    """
+
+    def __init__(self, num_prototypes: int, dim: int, normalize: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_prototypes, dim))
+        self.normalize = normalize
+        # As nn.Linear without bias: uniform within 1 / sqrt(D).
+        nn.init.uniform_(self.weight, -(dim**-0.5), dim**-0.5)
+
+    def forward(self) -> torch.Tensor:
+        """The prototypes as the loss takes them: (K, D)."""
+        return F.normalize(self.weight, dim=-1) if self.normalize else self.weight
+
+
+class CARP(BaseMomentumMethod):
+    def __init__(self, cfg: omegaconf.DictConfig):
+        """Implements CARP (https://arxiv.org/abs/2310.12692).
+
+        Extra cfg settings:
+            method_kwargs:
+                proj_hidden_dim (int): neurons of the two hidden layers of the projector.
+                proj_output_dim (int): D, size of an embedding.
+                num_prototypes (int): K.
+                partition_size (int): B (N_B in the paper), prototypes in a block; divides K.
+                partition (str): "random", fresh blocks at every step, or "constant" (table 7).
+                consistency_weight (float): 1 averages the two symmetric pairs, as the authors' released code
+                    does; 2 adds them, as eq. (3) is written.
+                entropy_weight (float): weight of the entropy gap; 1 in CARP, tuned in CARL (eq. 2).
+                teacher_prototypes (str): what the teacher is compared with: "momentum", a momentum copy (B.2),
+                    or "student", the prototypes themselves (formula of section 3).
+                normalize_prototypes (bool): unit rows, or a plain linear layer.
+                fused (bool): the loss in one pass without an N x K tensor, or written out as in the paper.
+            momentum:
+                base_tau, final_tau (float): eta of the teacher's update at the first and the last step, on a
+                    cosine; both 0 trains without a momentum encoder (table 5).
+        """
+
+        super().__init__(cfg)
+
+        kwargs = cfg.method_kwargs
+        self.num_prototypes: int = kwargs.num_prototypes
+        self.partition_size: int = kwargs.partition_size
+        self.partition: str = kwargs.partition
+        self.partition_seed: int = omegaconf_select(cfg, "seed", 5)
+        self.consistency_weight: float = kwargs.consistency_weight
+        self.entropy_weight: float = kwargs.entropy_weight
+        self.teacher_prototypes: str = kwargs.teacher_prototypes
+        self.fused: bool = kwargs.fused
+
+        # projector
+        self.projector = self._projector(kwargs)
+        self.prototypes = self._prototypes(kwargs)
+
+        # momentum projector
+        self.momentum_projector = self._projector(kwargs)
+        initialize_momentum_params(self.projector, self.momentum_projector)
+        if self.teacher_prototypes == "momentum":
+            self.momentum_prototypes = self._prototypes(kwargs)
+            initialize_momentum_params(self.prototypes, self.momentum_prototypes)
+
+    def _projector(self, kwargs: omegaconf.DictConfig) -> nn.Sequential:
+        """Three linear layers with batch norm and GELU (B.1)."""
+        hidden, output = kwargs.proj_hidden_dim, kwargs.proj_output_dim
+        return nn.Sequential(
+            nn.Linear(self.features_dim, hidden),
+            nn.BatchNorm1d(hidden),
+            nn.GELU(),
+            nn.Linear(hidden, hidden),
+            nn.BatchNorm1d(hidden),
+            nn.GELU(),
+            nn.Linear(hidden, output),
+        )
+
+    def _prototypes(self, kwargs: omegaconf.DictConfig) -> Prototypes:
+        return Prototypes(kwargs.num_prototypes, kwargs.proj_output_dim, kwargs.normalize_prototypes)
+
+    @staticmethod
+    def add_and_assert_specific_cfg(cfg: omegaconf.DictConfig) -> omegaconf.DictConfig:
+        """Adds method specific default values/checks for config.
+
+        Args:
+            cfg (omegaconf.DictConfig): DictConfig object.
+
+        Returns:
+            omegaconf.DictConfig: same as the argument, used to avoid errors.
+
+        Raises:
+            UserError: an unknown key, or a value out of range.
+        """
+
+        # the host fills cfg.momentum key by key; a cfg without the node gets one
+        cfg.momentum = omegaconf_select(cfg, "momentum", {})
+        cfg = super(CARP, CARP).add_and_assert_specific_cfg(cfg)
+        for key in cfg.method_kwargs:
+            if key not in DEFAULTS:
+                raise UserError(f"method_kwargs.{key} is not a key of carp{did_you_mean(key, DEFAULTS)}")
+        for key, default in DEFAULTS.items():
+            cfg.method_kwargs[key] = omegaconf_select(cfg, f"method_kwargs.{key}", default)
+        check_method_kwargs(cfg.method_kwargs)
+        return cfg
+
+    @property
+    def learnable_params(self) -> List[dict]:
+        """Adds projector and prototypes to the parent's learnable parameters.
+
+        Returns:
+            List[dict]: list of learnable parameters.
+        """
+
+        extra_learnable_params = [
+            {"name": "projector", "params": self.projector.parameters()},
+            {"name": "prototypes", "params": self.prototypes.parameters()},
+        ]
+        return super().learnable_params + extra_learnable_params
+
+    @property
+    def momentum_pairs(self) -> List[Tuple[Any, Any]]:
+        """Adds the projector and, where it has a copy, the prototypes to the parent's momentum pairs.
+
+        Returns:
+            List[Tuple[Any, Any]]: list of momentum pairs.
+        """
+
+        extra_momentum_pairs = [(self.projector, self.momentum_projector)]
+        if self.teacher_prototypes == "momentum":
+            extra_momentum_pairs.append((self.prototypes, self.momentum_prototypes))
+        return super().momentum_pairs + extra_momentum_pairs
+
+    def forward(self, X: torch.Tensor) -> Dict[str, Any]:
+        """Performs the forward pass of the backbone and the projector.
+
+        Args:
+            X (torch.Tensor): batch of images (N, 3, H, W).
+
+        Returns:
+            Dict[str, Any]: the outputs of the parent and the embeddings "z" (N, D).
+        """
+
+        out = super().forward(X)
+        out.update({"z": self.projector(out["feats"])})
+        return out
+
+    def multicrop_forward(self, X: torch.Tensor) -> Dict[str, Any]:
+        """Performs the forward pass for the small crops.
+
+        Args:
+            X (torch.Tensor): batch of images (N, 3, h, w).
+
+        Returns:
+            Dict[str, Any]: the outputs of the parent and the embeddings "z" (N, D).
+        """
+
+        out = super().multicrop_forward(X)
+        out.update({"z": self.projector(out["feats"])})
+        return out
+
+    @torch.no_grad()
+    def momentum_forward(self, X: torch.Tensor) -> Dict[str, Any]:
+        """Performs the forward pass of the momentum backbone and projector.
+
+        Args:
+            X (torch.Tensor): batch of images (N, 3, H, W).
+
+        Returns:
+            Dict[str, Any]: the outputs of the parent and the teacher's embeddings "z" (N, D).
+        """
+
+        out = super().momentum_forward(X)
+        out.update({"z": self.momentum_projector(out["feats"])})
+        return out
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
+        """Training step for CARP reusing BaseMomentumMethod training step.
+
+        Args:
+            batch (Sequence[Any]): a batch of data in the format of [img_indexes, [X], Y], where
+                [X] is a list of size num_crops containing batches of images.
+            batch_idx (int): index of the batch.
+
+        Returns:
+            torch.Tensor: total loss composed of CARP and classification loss.
+        """
+
+        out = super().training_step(batch, batch_idx)
+        class_loss = out["loss"]
+        student, teacher = out["z"], out["momentum_z"]
+
+        prototypes = self.prototypes()
+        momentum_prototypes = prototypes.detach()
+        if self.teacher_prototypes == "momentum":
+            with torch.no_grad():
+                momentum_prototypes = self.momentum_prototypes()
+        permutation = partition(
+            self.partition,
+            self.partition_seed,
+            self.trainer.global_step,
+            self.num_prototypes,
+            prototypes.device,
+        )
+
+        # ------- consistency of views and entropy of their mean assignment -------
+        loss, terms = carp_objective_func(
+            student,
+            teacher,
+            prototypes,
+            momentum_prototypes,
+            permutation,
+            self.partition_size,
+            consistency_weight=self.consistency_weight,
+            entropy_weight=self.entropy_weight,
+            fused=self.fused,
+        )
+
+        # what tells learning from a constant output; the loss alone does not
+        large = student[: self.num_large_crops]
+        with torch.no_grad():
+            statistics = assignment_statistics(large, prototypes, permutation, self.partition_size)
+            z_std = F.normalize(torch.stack(large), dim=-1).std(dim=1).mean()
+
+        metrics = {
+            "train_carp_loss": loss,
+            "train_consistency": terms.consistency,
+            "train_entropy_gap": terms.entropy_gap,
+            "train_information": statistics.information,
+            "train_prototypes_used": statistics.prototypes_used,
+            "train_z_std": z_std,
+        }
+        self.log_dict(metrics, on_epoch=True, sync_dist=True)
+
+        return loss + class_loss
+
+
+def check_method_kwargs(kwargs: omegaconf.DictConfig) -> None:
+    """Checks the values of CARP's ``method_kwargs``.
+
+    Args:
+        kwargs: with every key of ``DEFAULTS``.
+
+    Raises:
+        UserError: a type, a range or a combination that does not fit.
+    """
+    for key in ("proj_hidden_dim", "proj_output_dim", "num_prototypes", "partition_size"):
+        value = kwargs[key]
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UserError(f"method_kwargs.{key} must be a whole number of at least 1, got {value!r}.")
+    K, B = kwargs.num_prototypes, kwargs.partition_size
+    if K % B:
+        below = K - K % B
+        near = " or ".join(str(k) for k in (below, below + B) if k)
+        raise UserError(
+            f"method_kwargs.num_prototypes={K} must be a multiple of method_kwargs.partition_size={B}: "
+            f"blocks are equal; use {near} prototypes, or another block size."
+        )
+    for key in ("consistency_weight", "entropy_weight"):
+        value = kwargs[key]
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+            raise UserError(f"method_kwargs.{key} must be a number of at least 0, got {value!r}.")
+    for key, choices in (("partition", PARTITIONS), ("teacher_prototypes", _TEACHER_PROTOTYPES)):
+        if kwargs[key] not in choices:
+            raise UserError(f"method_kwargs.{key}={kwargs[key]!r} is unknown{did_you_mean(kwargs[key], choices)}")
+    for key in ("normalize_prototypes", "fused"):
+        if not isinstance(kwargs[key], bool):
+            raise UserError(f"method_kwargs.{key} must be True or False, got {kwargs[key]!r}.")

@@ -1,0 +1,278 @@
+"""One pretraining run, from a composed configuration to its summary; does what the host's main_pretrain.py does."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import time
+import warnings
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.loggers.wandb import WandbLogger
+from lightning.pytorch.strategies.ddp import DDPStrategy
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError
+
+from carp_plugin import register
+from carp_plugin.callbacks.checkpoint import AtomicCheckpointIO, Checkpointer
+from carp_plugin.callbacks.history import History, write_json
+from carp_plugin.callbacks.momentum import ResumeMomentum
+from carp_plugin.config import checked
+from carp_plugin.data.loaders import count_files, labelled_loaders, pretrain_dali, pretrain_loader
+from carp_plugin.errors import UserError
+from carp_plugin.evaluation.features import FeatureEvaluator, linear_accuracy
+from carp_plugin.host import METHODS, AutoResumer, AutoUMAP, make_contiguous, omegaconf_select
+from carp_plugin.report import Plan, Row, closing, opening, plan_of, provenance, say, warnings_of
+
+
+def pretrain(cfg: DictConfig) -> Dict[str, Any]:
+    """Trains a method as the configuration says and evaluates what came out.
+
+    Args:
+        cfg: as Hydra composed it.
+
+    Returns:
+        Dict[str, Any]: what ``summary.json`` holds.
+
+    Raises:
+        UserError: a mistake in the configuration, the data or the machine's set-up.
+    """
+    register()
+    _silence_third_parties()
+    cfg = checked(cfg)
+    seed_everything(cfg.seed, verbose=False)
+    model = build_model(cfg)
+    labelled = labelled_loaders(cfg)
+    if cfg.data.format == "dali":
+        train, images = pretrain_dali(cfg), count_files(cfg)
+        train.val_dataloader = lambda: labelled[1] if labelled else []
+    else:
+        train = pretrain_loader(cfg)
+        images = len(train.dataset)
+    plan = plan_of(cfg, images)
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        say(opening(cfg, plan))
+        for sentence in warnings_of(cfg, plan):
+            say(f"warning: {sentence}", "yellow")
+    return Run(cfg, model, train, labelled, plan).go()
+
+
+def build_model(cfg: DictConfig) -> LightningModule:
+    """The method, built by the host.
+
+    Raises:
+        UserError: a key of ``method_kwargs`` that the method needs is missing.
+    """
+    try:
+        model = METHODS[cfg.method](cfg)
+    except ConfigAttributeError as error:
+        raise UserError(f"{error.full_key} is missing from the configuration; {cfg.method} needs it.") from error
+    make_contiguous(model)
+    if not cfg.performance.disable_channel_last:
+        model = model.to(memory_format=torch.channels_last)
+    # An OmegaConf list of betas would reach the optimizer's state, which torch's weights_only then refuses.
+    model.extra_optimizer_args = OmegaConf.to_container(cfg.optimizer.kwargs, resolve=True)
+    return model
+
+
+class Run:
+    """A run that is ready to go.
+
+    Args:
+        cfg: parsed configuration.
+        model: the method.
+        train: training loader, or the DALI data module.
+        labelled: loaders for evaluation, or None.
+        plan: the numbers of the run.
+    """
+
+    def __init__(self, cfg: DictConfig, model: LightningModule, train: Any, labelled: Any, plan: Plan) -> None:
+        self.cfg, self.model, self.train, self.labelled, self.plan = cfg, model, train, labelled, plan
+        evaluated = labelled if omegaconf_select(cfg, "evaluation.enabled", True) else None
+        self.evaluator = FeatureEvaluator(
+            evaluated,
+            device=torch.device("cpu" if cfg.accelerator == "cpu" else "cuda"),
+            k=omegaconf_select(cfg, "evaluation.k", 20),
+            temperature=omegaconf_select(cfg, "evaluation.temperature", 0.07),
+        )
+        self.checkpointer = None
+        if cfg.checkpoint.enabled:
+            folder = Path(cfg.checkpoint.dir) / cfg.method
+            self.checkpointer = Checkpointer(cfg, folder, cfg.checkpoint.frequency, cfg.checkpoint.keep_prev)
+        self.history = History(self.checkpointer)
+
+    def go(self) -> Dict[str, Any]:
+        """Trains, evaluates, prints the table and writes the summary.
+
+        Returns:
+            Dict[str, Any]: the summary.
+        """
+        rows = [self._random_row()]
+        ckpt_path, wandb_run_id = self._resume()
+        trainer = self._trainer(wandb_run_id)
+        started = time.time()
+        self._fit(trainer, ckpt_path)
+        seconds = time.time() - started
+        if not trainer.is_global_zero:
+            return {}
+        rows += self._trained_rows()
+        rows = [row for row in rows if row.knn is not None or row.linear is not None]
+        say(closing(rows, self.history.last, self.cfg.method, self.evaluator.k))
+        return self._summary(rows, trainer, seconds)
+
+    def _random_row(self) -> Row:
+        """The backbone before the first step; its linear layer is trained on features computed once."""
+        name = "random, before training"
+        features = self.evaluator.features(self.model.backbone, "the random backbone")
+        if features is None:
+            return Row(name, None, None)
+        accuracy = linear_accuracy(
+            *features,
+            epochs=self.cfg.max_epochs,
+            batch_size=self.cfg.optimizer.batch_size,
+            lr=self.cfg.optimizer.classifier_lr,
+            optimizer=self.cfg.optimizer.name,
+            seed=self.cfg.seed,
+        )
+        return Row(name, self.evaluator.knn(features), accuracy)
+
+    def _trained_rows(self) -> List[Row]:
+        """Student, and teacher where the method has one; the linear column is the online classifier's."""
+        backbones = [("student", "backbone", "val_acc1"), ("teacher", "momentum_backbone", "momentum_val_acc1")]
+        rows = []
+        for name, attribute, metric in backbones:
+            backbone = getattr(self.model, attribute, None)
+            if backbone is not None:
+                features = self.evaluator.features(backbone, f"the {name}")
+                knn = None if features is None else self.evaluator.knn(features)
+                rows.append(Row(name, knn, self.history.last.get(metric)))
+        return rows
+
+    def _resume(self) -> Tuple[Optional[str], Optional[str]]:
+        """The checkpoint to go on from, and its wandb run."""
+        cfg = self.cfg
+        if cfg.resume_from_checkpoint is not None:
+            path = Path(cfg.resume_from_checkpoint)
+            if not path.is_file():
+                raise UserError(f"resume_from_checkpoint={path} does not exist; give a .ckpt file, or leave it out.")
+            return str(path), None
+        if not cfg.auto_resume.enabled:
+            return None, None
+        resumer = AutoResumer(Path(cfg.checkpoint.dir) / cfg.method, max_hours=cfg.auto_resume.max_hours)
+        found, wandb_run_id = resumer.find_checkpoint(cfg)
+        if found is not None:
+            say(f"resuming from {found}, a run of the same settings (auto_resume.enabled=False starts anew)")
+        return (None if found is None else str(found)), wandb_run_id
+
+    def _callbacks(self) -> List[Callback]:
+        cfg = self.cfg
+        # The history stands before the checkpointer, so that a checkpoint holds its own epoch.
+        callbacks: List[Callback] = [ResumeMomentum(), self.history]
+        if self.checkpointer is not None:
+            callbacks.append(self.checkpointer)
+        if omegaconf_select(cfg, "auto_umap.enabled", False):
+            if AutoUMAP is None:
+                raise UserError(
+                    "auto_umap.enabled=True needs UMAP, which is not installed; `pip install carp-plugin[umap]`."
+                )
+            folder = Path(cfg.auto_umap.dir) / cfg.method
+            callbacks.append(AutoUMAP(cfg.name, logdir=folder, frequency=cfg.auto_umap.frequency))
+        if cfg.wandb.enabled:
+            callbacks.append(LearningRateMonitor(logging_interval="step"))
+        return callbacks
+
+    def _logger(self, wandb_run_id: Optional[str]) -> Any:
+        cfg = self.cfg
+        if not cfg.wandb.enabled:
+            return False
+        logger = WandbLogger(
+            name=cfg.name,
+            project=cfg.wandb.project,
+            entity=cfg.wandb.entity,
+            offline=cfg.wandb.offline,
+            resume="allow" if wandb_run_id else None,
+            id=wandb_run_id,
+        )
+        logger.watch(self.model, log="gradients", log_freq=100)
+        logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
+        return logger
+
+    def _trainer(self, wandb_run_id: Optional[str]) -> Trainer:
+        """Lightning's trainer with every argument of it that the configuration names."""
+        cfg = self.cfg
+        valid = inspect.signature(Trainer.__init__).parameters
+        kwargs = {key: value for key, value in OmegaConf.to_container(cfg, resolve=True).items() if key in valid}
+        strategy = cfg.strategy or "auto"
+        kwargs.update(
+            logger=self._logger(wandb_run_id),
+            callbacks=self._callbacks(),
+            enable_checkpointing=False,
+            strategy=DDPStrategy(find_unused_parameters=False) if strategy == "ddp" else strategy,
+            plugins=[AtomicCheckpointIO()],
+            # Lightning counts processes on a CPU and names cards elsewhere.
+            devices=len(cfg.devices) if cfg.accelerator == "cpu" else list(cfg.devices),
+        )
+        kwargs.setdefault("log_every_n_steps", max(1, min(50, self.plan.steps_per_epoch)))
+        try:
+            return Trainer(**kwargs)
+        except (ValueError, TypeError, RuntimeError, ModuleNotFoundError) as error:
+            raise UserError(f"Lightning's trainer refuses these settings: {' '.join(str(error).split())}") from error
+
+    def _fit(self, trainer: Trainer, ckpt_path: Optional[str]) -> None:
+        """Trains; an interrupted run says what is left of it."""
+        loaders: Dict[str, Any] = {"datamodule": self.train}
+        if self.cfg.data.format != "dali":
+            loaders = {"train_dataloaders": self.train, "val_dataloaders": self.labelled and self.labelled[1]}
+        try:
+            trainer.fit(self.model, ckpt_path=ckpt_path, **loaders)
+        except SystemExit:
+            if not trainer.interrupted:
+                raise
+            raise KeyboardInterrupt(self._interrupted(trainer)) from None
+
+    def _interrupted(self, trainer: Trainer) -> str:
+        last = getattr(self.checkpointer, "last_ckpt", None)
+        where = f"interrupted in epoch {trainer.current_epoch} at step {trainer.global_step}; "
+        if last is None:
+            return where + "no checkpoint had been written."
+        again = "the same command resumes from it" if self.cfg.auto_resume.enabled else (
+            f"resume with resume_from_checkpoint='{last}'"
+        )
+        return where + f"the last checkpoint is {last}, {again}."
+
+    def _summary(self, rows: List[Row], trainer: Trainer, seconds: float) -> Dict[str, Any]:
+        last = getattr(self.checkpointer, "last_ckpt", None)
+        summary = {
+            "method": self.cfg.method,
+            "name": self.cfg.name,
+            "seed": self.cfg.seed,
+            "accuracy": [vars(row) for row in rows],
+            "last_epoch": self.history.last,
+            "steps": trainer.global_step,
+            "seconds": round(seconds, 1),
+            "checkpoint": None if last is None else str(last),
+            **provenance(self.cfg),
+        }
+        if last is None:
+            say("no checkpoint was written (checkpoint.enabled=False)")
+        else:
+            path = Path(last).with_name("summary.json")
+            write_json(path, summary)
+            say(f"checkpoint {last}\nsummary    {path}")
+        return summary
+
+
+def _silence_third_parties() -> None:
+    """Hides notices of other packages that a user of ours can do nothing about."""
+    for message in (
+        ".*pin_memory.*",
+        ".*does not have many workers.*",
+        ".*pkg_resources is deprecated.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*lr_scheduler.step.* before .*optimizer.step.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
