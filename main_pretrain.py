@@ -14,6 +14,7 @@ CONFIGS = "scripts/pretrain"
 
 @hydra.main(version_base="1.2", config_path=CONFIGS)
 def main(cfg: DictConfig) -> None:
+    """Trains what the configuration says."""
     from carp_plugin.pretrain import pretrain
 
     with saying_mistakes():

@@ -17,7 +17,9 @@ def main() -> None:
         sys.exit("usage: python -m carp_plugin SCRIPT.py [arguments of the script]")
     script = Path(sys.argv[1])
     if not script.is_file():
-        raise UserError(f"{script} does not exist (from {Path.cwd()}); give the path of a solo-learn script.")
+        raise UserError(
+            f"{script} does not exist (from {Path.cwd()}); give the path of a solo-learn script."
+        )
     # python puts the script's folder first on the path; a checkout's own `solo` must win over an installed one
     sys.path.insert(0, str(script.resolve().parent))
     register()

@@ -9,7 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Callable, Iterator, List, Optional
 
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from omegaconf.errors import OmegaConfBaseException
 
 from carp_plugin.errors import UserError, did_you_mean
@@ -87,14 +92,19 @@ def _configs(folder: Path) -> List[str]:
 
 def _config_is_named(default_dir: str) -> None:
     """A run without a configuration is a mistake, unless Hydra is asked for something else."""
-    if any(argument.startswith(("--help", "-h", "--hydra-help", "--version", "--info")) for argument in sys.argv):
+    if any(
+        argument.startswith(("--help", "-h", "--hydra-help", "--version", "--info"))
+        for argument in sys.argv
+    ):
         return
     folder = _config_dir(default_dir)
     if not folder.is_dir():
         raise UserError(f"the configuration folder {folder} does not exist; check --config-path.")
     if _option("--config-name", "-cn") is None:
         names = ", ".join(_configs(folder)) or "none here"
-        raise UserError(f"no configuration is named; add --config-name NAME, one of {names} (in {folder}).")
+        raise UserError(
+            f"no configuration is named; add --config-name NAME, one of {names} (in {folder})."
+        )
 
 
 def _missing_config(error: MissingConfigException, default_dir: str) -> str:

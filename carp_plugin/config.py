@@ -29,7 +29,13 @@ _FREE = None  # a leaf, or a node whose keys somebody else knows
 
 _AUGMENTATION: Dict[str, Any] = {
     "rrc": {"enabled": _FREE, "crop_min_scale": _FREE, "crop_max_scale": _FREE},
-    "color_jitter": {"prob": _FREE, "brightness": _FREE, "contrast": _FREE, "saturation": _FREE, "hue": _FREE},
+    "color_jitter": {
+        "prob": _FREE,
+        "brightness": _FREE,
+        "contrast": _FREE,
+        "saturation": _FREE,
+        "hue": _FREE,
+    },
     "grayscale": {"prob": _FREE},
     "gaussian_blur": {"prob": _FREE},
     "solarization": {"prob": _FREE},
@@ -125,7 +131,9 @@ def checked(cfg: DictConfig) -> DictConfig:
     _check_keys(cfg, {**_OWN_KEYS, **dict.fromkeys(inspect.signature(Trainer.__init__).parameters)})
     for key in _REQUIRED:
         if OmegaConf.is_missing(cfg, key) or omegaconf_select(cfg, key) is None:
-            raise UserError(f"{key} is missing from the configuration; add it to the yaml file or as {key}=VALUE.")
+            raise UserError(
+                f"{key} is missing from the configuration; add it to the yaml file or as {key}=VALUE."
+            )
     _check_method(cfg)
     _check_training(cfg)
     _check_augmentations(cfg)
@@ -141,7 +149,9 @@ def _check_keys(node: DictConfig, known: Dict[str, Any], path: str = "") -> None
     for key in node:
         name = f"{path}{key}"
         if key not in known:
-            raise UserError(f"{name} is not a key of the configuration{did_you_mean(str(key), known)}")
+            raise UserError(
+                f"{name} is not a key of the configuration{did_you_mean(str(key), known)}"
+            )
         below = known[key]
         value = node._get_node(key)
         if below is _FREE or value is None or value._is_none():
@@ -157,7 +167,9 @@ def _check_method(cfg: DictConfig) -> None:
     given, known = cfg.get("method_kwargs") or {}, method_keys(cfg.method)
     for key in given:
         if known and key not in known:
-            raise UserError(f"method_kwargs.{key} is not a key of {cfg.method}{did_you_mean(str(key), known)}")
+            raise UserError(
+                f"method_kwargs.{key} is not a key of {cfg.method}{did_you_mean(str(key), known)}"
+            )
     taus = {key: omegaconf_select(cfg, f"momentum.{key}") for key in ("base_tau", "final_tau")}
     for key, tau in taus.items():
         if tau is not None:
@@ -190,7 +202,9 @@ def _check_training(cfg: DictConfig) -> None:
 
 def _check_augmentations(cfg: DictConfig) -> None:
     if not isinstance(cfg.augmentations, ListConfig) or not cfg.augmentations:
-        raise UserError("augmentations must be a list of pipelines; see scripts/pretrain/augmentations/.")
+        raise UserError(
+            "augmentations must be a list of pipelines; see scripts/pretrain/augmentations/."
+        )
     for i, node in enumerate(cfg.augmentations):
         name = f"augmentations[{i}]"
         if not isinstance(node, DictConfig):
@@ -198,7 +212,9 @@ def _check_augmentations(cfg: DictConfig) -> None:
         _check_keys(node, _AUGMENTATION, f"{name}.")
         for key in set(_AUGMENTATION) - {"mean", "std"}:
             if omegaconf_select(node, key) is None:
-                raise UserError(f"{name}.{key} is missing; see scripts/pretrain/augmentations/ for a whole pipeline.")
+                raise UserError(
+                    f"{name}.{key} is missing; see scripts/pretrain/augmentations/ for a whole pipeline."
+                )
         _whole(f"{name}.crop_size", node.crop_size, 1)
         _whole(f"{name}.num_crops", node.num_crops, 1)
         if not 0 < node.rrc.crop_min_scale <= node.rrc.crop_max_scale <= 1:
@@ -301,7 +317,7 @@ def _check_data(cfg: DictConfig) -> None:
 
 
 def _folders(root: Path) -> List[str]:
-    return [entry.name for entry in os.scandir(root) if entry.is_dir()]
+    return [path.name for path in root.iterdir() if path.is_dir()]
 
 
 def _check_image_folder(key: str, root: Path, flat: bool) -> None:
@@ -312,7 +328,7 @@ def _check_image_folder(key: str, root: Path, flat: bool) -> None:
             f"{key}={root} holds folders ({classes[0]}, …), but data.no_labels=True expects images directly in it; "
             "set data.no_labels=False for one folder a class."
         )
-    if flat and not any(entry.is_file() for entry in os.scandir(root)):
+    if flat and not any(path.is_file() for path in root.iterdir()):
         raise UserError(f"{key}={root} holds no image.")
     if not flat and not classes:
         raise UserError(
@@ -336,7 +352,9 @@ def _check_writable(cfg: DictConfig) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"checkpoint.dir={folder} cannot be made ({error.strerror}); give another folder.") from None
+            raise UserError(
+                f"checkpoint.dir={folder} cannot be made ({error.strerror}); give another folder."
+            ) from None
         if not os.access(folder, os.W_OK):
             raise UserError(f"checkpoint.dir={folder} cannot be written to; give another folder.")
 
@@ -350,7 +368,11 @@ def _one_of(key: str, value: Any, known: Iterable[str]) -> None:
 def _number(key: str, value: Any, low: float, high: Optional[float] = None) -> None:
     """A finite number within [low, high]."""
     numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not numeric or not low <= value <= (float("inf") if high is None else high) or value == float("inf"):
+    if (
+        not numeric
+        or not low <= value <= (float("inf") if high is None else high)
+        or value == float("inf")
+    ):
         within = f"of at least {low}" if high is None else f"between {low} and {high}"
         raise UserError(f"{key} must be a number {within}, got {value!r}{_yaml_hint(value)}.")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import time
 import warnings
@@ -70,7 +71,9 @@ def build_model(cfg: DictConfig) -> LightningModule:
     try:
         model = METHODS[cfg.method](cfg)
     except ConfigAttributeError as error:
-        raise UserError(f"{error.full_key} is missing from the configuration; {cfg.method} needs it.") from error
+        raise UserError(
+            f"{error.full_key} is missing from the configuration; {cfg.method} needs it."
+        ) from error
     make_contiguous(model)
     if not cfg.performance.disable_channel_last:
         model = model.to(memory_format=torch.channels_last)
@@ -90,8 +93,16 @@ class Run:
         plan: the numbers of the run.
     """
 
-    def __init__(self, cfg: DictConfig, model: LightningModule, train: Any, labelled: Any, plan: Plan) -> None:
-        self.cfg, self.model, self.train, self.labelled, self.plan = cfg, model, train, labelled, plan
+    def __init__(
+        self, cfg: DictConfig, model: LightningModule, train: Any, labelled: Any, plan: Plan
+    ) -> None:
+        self.cfg, self.model, self.train, self.labelled, self.plan = (
+            cfg,
+            model,
+            train,
+            labelled,
+            plan,
+        )
         evaluated = labelled if omegaconf_select(cfg, "evaluation.enabled", True) else None
         self.evaluator = FeatureEvaluator(
             evaluated,
@@ -102,7 +113,9 @@ class Run:
         self.checkpointer = None
         if cfg.checkpoint.enabled:
             folder = Path(cfg.checkpoint.dir) / cfg.method
-            self.checkpointer = Checkpointer(cfg, folder, cfg.checkpoint.frequency, cfg.checkpoint.keep_prev)
+            self.checkpointer = Checkpointer(
+                cfg, folder, cfg.checkpoint.frequency, cfg.checkpoint.keep_prev
+            )
         self.history = History(self.checkpointer)
 
     def go(self) -> Dict[str, Any]:
@@ -142,7 +155,10 @@ class Run:
 
     def _trained_rows(self) -> List[Row]:
         """Student, and teacher where the method has one; the linear column is the online classifier's."""
-        backbones = [("student", "backbone", "val_acc1"), ("teacher", "momentum_backbone", "momentum_val_acc1")]
+        backbones = [
+            ("student", "backbone", "val_acc1"),
+            ("teacher", "momentum_backbone", "momentum_val_acc1"),
+        ]
         rows = []
         for name, attribute, metric in backbones:
             backbone = getattr(self.model, attribute, None)
@@ -158,14 +174,20 @@ class Run:
         if cfg.resume_from_checkpoint is not None:
             path = Path(cfg.resume_from_checkpoint)
             if not path.is_file():
-                raise UserError(f"resume_from_checkpoint={path} does not exist; give a .ckpt file, or leave it out.")
+                raise UserError(
+                    f"resume_from_checkpoint={path} does not exist; give a .ckpt file, or leave it out."
+                )
             return str(path), None
         if not cfg.auto_resume.enabled:
             return None, None
-        resumer = AutoResumer(Path(cfg.checkpoint.dir) / cfg.method, max_hours=cfg.auto_resume.max_hours)
+        resumer = AutoResumer(
+            Path(cfg.checkpoint.dir) / cfg.method, max_hours=cfg.auto_resume.max_hours
+        )
         found, wandb_run_id = resumer.find_checkpoint(cfg)
         if found is not None:
-            say(f"resuming from {found}, a run of the same settings (auto_resume.enabled=False starts anew)")
+            say(
+                f"resuming from {found}, a run of the same settings (auto_resume.enabled=False starts anew)"
+            )
         return (None if found is None else str(found)), wandb_run_id
 
     def _callbacks(self) -> List[Callback]:
@@ -205,7 +227,11 @@ class Run:
         """Lightning's trainer with every argument of it that the configuration names."""
         cfg = self.cfg
         valid = inspect.signature(Trainer.__init__).parameters
-        kwargs = {key: value for key, value in OmegaConf.to_container(cfg, resolve=True).items() if key in valid}
+        kwargs = {
+            key: value
+            for key, value in OmegaConf.to_container(cfg, resolve=True).items()
+            if key in valid
+        }
         strategy = cfg.strategy or "auto"
         kwargs.update(
             logger=self._logger(wandb_run_id),
@@ -216,17 +242,23 @@ class Run:
             # Lightning counts processes on a CPU and names cards elsewhere.
             devices=len(cfg.devices) if cfg.accelerator == "cpu" else list(cfg.devices),
         )
+        kwargs.setdefault("enable_model_summary", False)
         kwargs.setdefault("log_every_n_steps", max(1, min(50, self.plan.steps_per_epoch)))
         try:
             return Trainer(**kwargs)
         except (ValueError, TypeError, RuntimeError, ModuleNotFoundError) as error:
-            raise UserError(f"Lightning's trainer refuses these settings: {' '.join(str(error).split())}") from error
+            raise UserError(
+                f"Lightning's trainer refuses these settings: {' '.join(str(error).split())}"
+            ) from error
 
     def _fit(self, trainer: Trainer, ckpt_path: Optional[str]) -> None:
         """Trains; an interrupted run says what is left of it."""
         loaders: Dict[str, Any] = {"datamodule": self.train}
         if self.cfg.data.format != "dali":
-            loaders = {"train_dataloaders": self.train, "val_dataloaders": self.labelled and self.labelled[1]}
+            loaders = {
+                "train_dataloaders": self.train,
+                "val_dataloaders": self.labelled and self.labelled[1],
+            }
         try:
             trainer.fit(self.model, ckpt_path=ckpt_path, **loaders)
         except SystemExit:
@@ -239,8 +271,10 @@ class Run:
         where = f"interrupted in epoch {trainer.current_epoch} at step {trainer.global_step}; "
         if last is None:
             return where + "no checkpoint had been written."
-        again = "the same command resumes from it" if self.cfg.auto_resume.enabled else (
-            f"resume with resume_from_checkpoint='{last}'"
+        again = (
+            "the same command resumes from it"
+            if self.cfg.auto_resume.enabled
+            else (f"resume with resume_from_checkpoint='{last}'")
         )
         return where + f"the last checkpoint is {last}, {again}."
 
@@ -268,10 +302,12 @@ class Run:
 
 def _silence_third_parties() -> None:
     """Hides notices of other packages that a user of ours can do nothing about."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in (
         ".*pin_memory.*",
         ".*does not have many workers.*",
         ".*pkg_resources is deprecated.*",
+        ".*LeafSpec.* is deprecated.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*lr_scheduler.step.* before .*optimizer.step.*",
     ):

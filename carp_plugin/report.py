@@ -68,13 +68,18 @@ def plan_of(cfg: DictConfig, images: int) -> Plan:
 def opening(cfg: DictConfig, plan: Plan) -> Table:
     """The block that a run opens with."""
     block = Table(show_header=False, box=None, padding=(0, 1))
-    world = f"{len(cfg.devices)} x {cfg.accelerator}" + (f", {cfg.num_nodes} nodes" if cfg.num_nodes > 1 else "")
+    world = f"{len(cfg.devices)} x {cfg.accelerator}" + (
+        f", {cfg.num_nodes} nodes" if cfg.num_nodes > 1 else ""
+    )
     threads = f", {torch.get_num_threads()} threads" if cfg.accelerator == "cpu" else ""
     crops = " + ".join(f"{a.num_crops} of {a.crop_size} px" for a in cfg.augmentations)
     rows = [
         ("host", str(HOST)),
         ("method", f"{cfg.method} on {cfg.backbone.name} (carp-plugin {__version__})"),
-        ("data", f"{plan.images} images, {cfg.data.num_classes} classes, {cfg.data.train_path} ({cfg.data.format})"),
+        (
+            "data",
+            f"{plan.images} images, {cfg.data.num_classes} classes, {cfg.data.train_path} ({cfg.data.format})",
+        ),
         ("views", crops),
         ("device", f"{world}{threads}, precision {omegaconf_select(cfg, 'precision', '32-true')}"),
         ("global batch", f"{plan.global_batch} images"),
@@ -86,9 +91,17 @@ def opening(cfg: DictConfig, plan: Plan) -> Table:
     ]
     if cfg.method == "carp":
         K, B = cfg.method_kwargs.num_prototypes, cfg.method_kwargs.partition_size
-        rows.append(("prototypes", f"K = {K}, B = {B}: {K // B} blocks, {cfg.method_kwargs.partition} partition"))
+        rows.append(
+            (
+                "prototypes",
+                f"K = {K}, B = {B}: {K // B} blocks, {cfg.method_kwargs.partition} partition",
+            )
+        )
     rows.append(
-        ("steps", f"{plan.steps_per_epoch} an epoch, {plan.total_steps} in {cfg.max_epochs} epochs; seed {cfg.seed}")
+        (
+            "steps",
+            f"{plan.steps_per_epoch} an epoch, {plan.total_steps} in {cfg.max_epochs} epochs; seed {cfg.seed}",
+        )
     )
     for row in rows:
         block.add_row(*row)
@@ -114,8 +127,12 @@ def warnings_of(cfg: DictConfig, plan: Plan) -> List[str]:
                 f"partition_size B = {B}: their mean cannot be uniform over a block, and the entropy term "
                 f"loses its meaning; use a larger batch or partition_size={_power_below(rows)} or less (section 6.2)."
             )
-    if omegaconf_select(cfg, "knn_eval.enabled", False) and (cfg.data.no_labels or cfg.data.val_path is None):
-        said.append("knn_eval is switched off: without labelled validation images it has nothing to measure.")
+    if omegaconf_select(cfg, "knn_eval.enabled", False) and (
+        cfg.data.no_labels or cfg.data.val_path is None
+    ):
+        said.append(
+            "knn_eval is switched off: without labelled validation images it has nothing to measure."
+        )
     return said
 
 
@@ -182,4 +199,6 @@ def say(message: Any, style: Optional[str] = None) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=140)
-    console.print(message, style=style, highlight=False, markup=False, soft_wrap=isinstance(message, str))
+    console.print(
+        message, style=style, highlight=False, markup=False, soft_wrap=isinstance(message, str)
+    )

@@ -16,7 +16,9 @@ from carp_plugin.host import Checkpointer as HostCheckpointer
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target and renames, so that a killed or a full machine leaves no torn checkpoint."""
 
-    def save_checkpoint(self, checkpoint: Dict[str, Any], path: Any, storage_options: Optional[Any] = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: Dict[str, Any], path: Any, storage_options: Optional[Any] = None
+    ) -> None:
         """Saves ``checkpoint`` under ``path``.
 
         Raises:

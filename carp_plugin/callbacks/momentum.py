@@ -18,7 +18,9 @@ class ResumeMomentum(Callback):
         """Sets tau to its place on the schedule."""
         updater = getattr(module, "momentum_updater", None)
         if updater is not None and trainer.global_step > 0:
-            updater.update_tau(cur_step=trainer.global_step, max_steps=trainer.estimated_stepping_batches)
+            updater.update_tau(
+                cur_step=trainer.global_step, max_steps=trainer.estimated_stepping_batches
+            )
 
     def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
         """Sets the step counter; the host's ``on_train_start``, which runs after ours, has put it to 0."""

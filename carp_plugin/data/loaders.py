@@ -51,7 +51,12 @@ class NamesBadImages(Dataset):
     def __getitem__(self, index: int) -> Any:
         try:
             return self.dataset[index]
-        except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        except (
+            OSError,
+            SyntaxError,
+            UnidentifiedImageError,
+            Image.DecompressionBombError,
+        ) as error:
             reason = str(error).split(" <")[0].split(" '")[0]
             raise ImageError(
                 f"the image {self._path(index)} cannot be read ({reason}); mend it or take it out of the folder."
@@ -68,7 +73,10 @@ class NamesBadImages(Dataset):
 
 def _views(cfg: DictConfig, build: Callable[[Any], Callable]) -> FullTransformPipeline:
     return FullTransformPipeline(
-        [NCropAugmentation(build(augmentation), augmentation.num_crops) for augmentation in cfg.augmentations]
+        [
+            NCropAugmentation(build(augmentation), augmentation.num_crops)
+            for augmentation in cfg.augmentations
+        ]
     )
 
 
@@ -78,7 +86,9 @@ def pretrain_loader(cfg: DictConfig) -> DataLoader:
     Raises:
         UserError: fewer images than a batch, or data that cannot be read.
     """
-    transform = _views(cfg, lambda augmentation: build_transform_pipeline(cfg.data.dataset, augmentation))
+    transform = _views(
+        cfg, lambda augmentation: build_transform_pipeline(cfg.data.dataset, augmentation)
+    )
     if cfg.debug_augmentations:
         print(f"Transforms:\n{transform}")
     dataset = _read(
@@ -93,7 +103,9 @@ def pretrain_loader(cfg: DictConfig) -> DataLoader:
     )
     check_batch(cfg, len(dataset))
     return prepare_dataloader(
-        NamesBadImages(dataset), batch_size=cfg.optimizer.batch_size, num_workers=cfg.data.num_workers
+        NamesBadImages(dataset),
+        batch_size=cfg.optimizer.batch_size,
+        num_workers=cfg.data.num_workers,
     )
 
 
@@ -104,7 +116,9 @@ def pretrain_dali(cfg: DictConfig) -> pl.LightningDataModule:
         UserError: DALI is not installed, or fewer images than a batch.
     """
     dali = omegaconf_select(cfg, "dali.device", "gpu")
-    transform = _views(cfg, lambda a: build_transform_pipeline_dali(cfg.data.dataset, a, dali_device=dali))
+    transform = _views(
+        cfg, lambda a: build_transform_pipeline_dali(cfg.data.dataset, a, dali_device=dali)
+    )
     check_batch(cfg, count_files(cfg))
     return PretrainDALIDataModule(
         dataset=cfg.data.dataset,
@@ -148,7 +162,10 @@ def labelled_loaders(cfg: DictConfig) -> Optional[Tuple[DataLoader, DataLoader]]
         nothing = Subset(named, [0])  # the host wants a training set, whose loader is not used
         both.append(
             prepare_classification_dataloaders(
-                nothing, named, batch_size=cfg.optimizer.batch_size, num_workers=cfg.data.num_workers
+                nothing,
+                named,
+                batch_size=cfg.optimizer.batch_size,
+                num_workers=cfg.data.num_workers,
             )[1]
         )
     return both[0], both[1]
@@ -168,7 +185,12 @@ def evaluation_transform(cfg: DictConfig) -> Callable:
     std = omegaconf_select(statistics, "std", IMAGENET_DEFAULT_STD)
     steps = [transforms.Resize(own.resize)] if own.get("resize") else []
     return transforms.Compose(
-        [*steps, transforms.CenterCrop(own.crop_size), transforms.ToTensor(), transforms.Normalize(mean, std)]
+        [
+            *steps,
+            transforms.CenterCrop(own.crop_size),
+            transforms.ToTensor(),
+            transforms.Normalize(mean, std),
+        ]
     )
 
 
@@ -187,7 +209,9 @@ def check_batch(cfg: DictConfig, images: int) -> None:
             + (f"use optimizer.batch_size={fits} or less." if fits > 1 else "add images.")
         )
     if cfg.optimizer.batch_size < 2:
-        raise UserError("optimizer.batch_size must be at least 2: batch norm has nothing to average over one image.")
+        raise UserError(
+            "optimizer.batch_size must be at least 2: batch norm has nothing to average over one image."
+        )
 
 
 def count_files(cfg: DictConfig) -> int:

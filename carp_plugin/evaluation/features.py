@@ -26,7 +26,9 @@ class Features(NamedTuple):
 
 
 @torch.no_grad()
-def extract(backbone: nn.Module, loader: DataLoader, device: torch.device, title: str = "") -> Features:
+def extract(
+    backbone: nn.Module, loader: DataLoader, device: torch.device, title: str = ""
+) -> Features:
     """Features of every image of a loader, with the backbone in evaluation mode.
 
     Args:
@@ -50,7 +52,9 @@ def extract(backbone: nn.Module, loader: DataLoader, device: torch.device, title
     return Features(torch.cat(feats), torch.cat(targets))
 
 
-def knn_accuracy(train: Features, val: Features, k: int = 20, temperature: float = 0.07) -> Tuple[float, float]:
+def knn_accuracy(
+    train: Features, val: Features, k: int = 20, temperature: float = 0.07
+) -> Tuple[float, float]:
     """Accuracy of the host's weighted k-NN classifier, appendix C.3 of the paper.
 
     Args:
@@ -71,7 +75,14 @@ def knn_accuracy(train: Features, val: Features, k: int = 20, temperature: float
 
 
 def linear_accuracy(
-    train: Features, val: Features, *, epochs: int, batch_size: int, lr: float, optimizer: str, seed: int
+    train: Features,
+    val: Features,
+    *,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    optimizer: str,
+    seed: int,
 ) -> float:
     """Accuracy of a linear layer trained on fixed features with the settings of an online classifier.
 
@@ -93,7 +104,9 @@ def linear_accuracy(
         layer = nn.Linear(train.feats.shape[1], classes)
         kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
         kwargs: Dict[str, Any] = {} if optimizer in kinds else {"momentum": 0.9}
-        solver = kinds.get(optimizer, torch.optim.SGD)(layer.parameters(), lr=lr, weight_decay=0, **kwargs)
+        solver = kinds.get(optimizer, torch.optim.SGD)(
+            layer.parameters(), lr=lr, weight_decay=0, **kwargs
+        )
         steps = max(1, len(train.feats) // batch_size) * epochs
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(solver, steps)
         for _ in range(epochs):

@@ -18,19 +18,22 @@ In a block, with student logits a and teacher logits b (LSE is log-sum-exp):
 A block's mean_probs depends on that block's logits alone, so one walk over chunks of blocks finds the
 logits, both terms and the gradients, each logit computed once.
 
-Across ranks the convention is that of DistributedDataParallel, which averages gradients: with the same
-number of images on every rank, the mean over ranks of what each rank returns is what one process would
-return for the concatenated batch. Only mean_probs is reduced, K floats a step.
+Across ranks the convention is that of DistributedDataParallel, which averages gradients: the mean over
+ranks of what each rank returns is what one process would return for the concatenated batch. Only
+mean_probs is reduced, K floats a step. Every rank must hold the same number of images, for the mean to be
+right and because the chunks, hence the all-reduces, follow from the shapes (DistributedSampler sees to it).
+
+One file, because upstream has one file a loss.
 """
 
 import functools
 import math
-from typing import Dict, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Dict, Iterator, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import Function, once_differentiable
+from torch.autograd.function import Function
 
 # Bytes of student logits held at a time. On a CPU the chunk and its copies should stay in the cache;
 # an accelerator wants few, large kernels and few all-reduces.
@@ -344,12 +347,11 @@ def _overlap(
 ) -> Tuple[Tensor, Tensor, Tensor]:
     """(joint_NCB, total_NC, log_NC): softmax(a + b) = joint / total, and log <s, t>.
 
-    The product s * t needs no exponential, but where s and t hardly overlap it underflows. On a CPU,
-    where looking at a value makes nobody wait, it is taken when its total shows that what was lost is
-    below rounding; elsewhere always a + b.
+    The product s * t needs no exponential, but where s and t hardly overlap it underflows. It is taken
+    where its totals can be looked at and show that what was lost is below rounding; otherwise a + b.
     """
     joint_NCB = space.get(name, *s.probs_RCB.shape)
-    if joint_NCB.device.type == "cpu":
+    if _may_look(joint_NCB):
         torch.mul(s.probs_RCB, t.probs_RCB, out=joint_NCB)
         total_NC = joint_NCB.sum(dim=-1)
         # Of s, t and the product less than `tiny` an entry is lost: about (B + 2) * tiny a block.
@@ -379,20 +381,17 @@ class _FusedTerms(Function):
         return tuple(terms)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_consistency, grad_entropy_gap, _):
         *inputs, mean_PB = ctx.saved_tensors
-        result = _fused_pass(
+        _, grad_z_RD, grad_C_KD = _fused_pass(
             *inputs,
             ctx.layout,
-            weights=(grad_consistency, grad_entropy_gap),
+            weights=(grad_consistency.detach(), grad_entropy_gap.detach()),
             wanted=ctx.needs_input_grad[:2],
             mean_PB=mean_PB,
         )
-        grad_C_KD = result.grad_C_KD
-        if grad_C_KD is not None:
-            grad_C_KD = grad_C_KD.to(inputs[1].dtype)
-        return result.grad_z_RD, grad_C_KD, None, None, None, None
+        gradients = _last_derivatives(grad_z_RD, grad_C_KD, inputs[1].dtype)
+        return (*gradients, None, None, None, None)
 
 
 class _FusedObjective(Function):
@@ -416,17 +415,40 @@ class _FusedObjective(Function):
         return (_weighted(terms, weights), *terms)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_loss, *_):
         # The gradients wait in full precision: a loss scale must reach them before they become half.
         grad_z_RD, grad_C_KD = ctx.saved_tensors
-        # Plain `loss.backward()` scales by 1. Where looking makes nobody wait, spare the copies.
-        if grad_loss.device.type != "cpu" or grad_loss != 1:
-            grad_z_RD = None if grad_z_RD is None else grad_z_RD * grad_loss
-            grad_C_KD = None if grad_C_KD is None else grad_C_KD * grad_loss
-        if grad_C_KD is not None:
-            grad_C_KD = grad_C_KD.to(ctx.prototype_dtype)
-        return grad_z_RD, grad_C_KD, None, None, None, None, None
+        # Plain `loss.backward()` scales by 1: spare the copies.
+        if not (_may_look(grad_loss) and grad_loss == 1):
+            scale = grad_loss.detach()
+            grad_z_RD = None if grad_z_RD is None else grad_z_RD * scale
+            grad_C_KD = None if grad_C_KD is None else grad_C_KD * scale
+        gradients = _last_derivatives(grad_z_RD, grad_C_KD, ctx.prototype_dtype)
+        return (*gradients, None, None, None, None, None)
+
+
+def _last_derivatives(
+    grad_z_RD: Optional[Tensor], grad_C_KD: Optional[Tensor], prototype_dtype: torch.dtype
+) -> Iterator[Optional[Tensor]]:
+    """What backward returns: in the inputs' types and, under create_graph, refusing to go further."""
+    if grad_C_KD is not None:
+        grad_C_KD = grad_C_KD.to(prototype_dtype)
+    for gradient in (grad_z_RD, grad_C_KD):
+        if gradient is not None and torch.is_grad_enabled():
+            gradient = _NoSecondDerivative.apply(gradient.detach().requires_grad_())
+        yield gradient
+
+
+class _NoSecondDerivative(Function):
+    """The identity. `once_differentiable` would let a gradient penalty pass in silence, as a constant."""
+
+    @staticmethod
+    def forward(ctx, gradient):
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx, _):
+        raise RuntimeError("the fused CARP loss has no second derivative; fused=False has")
 
 
 # ---------------------------------------------------------------------------------------- helpers
@@ -436,12 +458,23 @@ def _weighted(terms: CARPLossTerms, weights: Weights) -> Tensor:
     return weights[0] * terms.consistency + weights[1] * terms.entropy_gap
 
 
+def _may_look(tensor: Tensor) -> bool:
+    """Whether a branch on a value is free; an accelerator would have to finish its queue first."""
+    return tensor.device.type == "cpu"
+
+
 def _blocks_per_chunk(layout: _Layout, z_RD: Tensor) -> int:
     limit = CHUNK_BYTES_CPU if z_RD.device.type == "cpu" else CHUNK_BYTES_ACCELERATOR
     return max(1, limit // (z_RD.shape[0] * layout.block_size * z_RD.element_size()))
 
 
-def _prepare(student, teacher, student_prototypes, teacher_prototypes, permutation):
+def _prepare(
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    student_prototypes: Tensor,
+    teacher_prototypes: Tensor,
+    permutation: Tensor,
+) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Views stacked in the data type of the computation, the teacher cut off from the graph."""
     tensors = (*student, *teacher, student_prototypes, teacher_prototypes)
     dtype = functools.reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
@@ -470,7 +503,12 @@ def _all_reduce_sum(tensor: Tensor) -> Tensor:
 
 
 def _check(
-    student, teacher, student_prototypes, teacher_prototypes, permutation, partition_size
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    student_prototypes: Tensor,
+    teacher_prototypes: Tensor,
+    permutation: Tensor,
+    partition_size: int,
 ) -> _Layout:
     """The layout, or a ValueError. Looks at shapes and types only, never at values."""
     if len(student) < 2:

@@ -54,6 +54,8 @@ class Prototypes(nn.Module):
 
 
 class CARP(BaseMomentumMethod):
+    """CARP on the host's base for methods with a momentum encoder."""
+
     def __init__(self, cfg: omegaconf.DictConfig):
         """Implements CARP (https://arxiv.org/abs/2310.12692).
 
@@ -113,7 +115,9 @@ class CARP(BaseMomentumMethod):
         )
 
     def _prototypes(self, kwargs: omegaconf.DictConfig) -> Prototypes:
-        return Prototypes(kwargs.num_prototypes, kwargs.proj_output_dim, kwargs.normalize_prototypes)
+        return Prototypes(
+            kwargs.num_prototypes, kwargs.proj_output_dim, kwargs.normalize_prototypes
+        )
 
     @staticmethod
     def add_and_assert_specific_cfg(cfg: omegaconf.DictConfig) -> omegaconf.DictConfig:
@@ -134,7 +138,9 @@ class CARP(BaseMomentumMethod):
         cfg = super(CARP, CARP).add_and_assert_specific_cfg(cfg)
         for key in cfg.method_kwargs:
             if key not in DEFAULTS:
-                raise UserError(f"method_kwargs.{key} is not a key of carp{did_you_mean(key, DEFAULTS)}")
+                raise UserError(
+                    f"method_kwargs.{key} is not a key of carp{did_you_mean(key, DEFAULTS)}"
+                )
         for key, default in DEFAULTS.items():
             cfg.method_kwargs[key] = omegaconf_select(cfg, f"method_kwargs.{key}", default)
         check_method_kwargs(cfg.method_kwargs)
@@ -283,7 +289,9 @@ def check_method_kwargs(kwargs: omegaconf.DictConfig) -> None:
     for key in ("proj_hidden_dim", "proj_output_dim", "num_prototypes", "partition_size"):
         value = kwargs[key]
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UserError(f"method_kwargs.{key} must be a whole number of at least 1, got {value!r}.")
+            raise UserError(
+                f"method_kwargs.{key} must be a whole number of at least 1, got {value!r}."
+            )
     K, B = kwargs.num_prototypes, kwargs.partition_size
     if K % B:
         below = K - K % B
@@ -294,11 +302,17 @@ def check_method_kwargs(kwargs: omegaconf.DictConfig) -> None:
         )
     for key in ("consistency_weight", "entropy_weight"):
         value = kwargs[key]
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not 0 <= value < float("inf")
+        ):
             raise UserError(f"method_kwargs.{key} must be a number of at least 0, got {value!r}.")
     for key, choices in (("partition", PARTITIONS), ("teacher_prototypes", _TEACHER_PROTOTYPES)):
         if kwargs[key] not in choices:
-            raise UserError(f"method_kwargs.{key}={kwargs[key]!r} is unknown{did_you_mean(kwargs[key], choices)}")
+            raise UserError(
+                f"method_kwargs.{key}={kwargs[key]!r} is unknown{did_you_mean(kwargs[key], choices)}"
+            )
     for key in ("normalize_prototypes", "fused"):
         if not isinstance(kwargs[key], bool):
             raise UserError(f"method_kwargs.{key} must be True or False, got {kwargs[key]!r}.")

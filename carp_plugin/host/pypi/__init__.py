@@ -6,10 +6,11 @@ schedule, ``methods`` and ``linear`` build its modules from a cfg, ``data`` and 
 data sets, ``runs`` its checkpointer and resumer.
 """
 
-from carp_plugin.host.pypi.imports import solo_importable
+from carp_plugin.host.pypi.imports import mend_whitening, solo_importable
 
 with solo_importable():
     import solo.methods  # noqa: F401  (everything below finds it imported)
+mend_whitening()
 
 from carp_plugin.host.pypi.config import omegaconf_select, parse_pretrain_cfg  # noqa: E402
 from carp_plugin.host.pypi.dali import (  # noqa: E402

@@ -8,7 +8,13 @@ from typing import Any, Dict
 from omegaconf import DictConfig, OmegaConf
 
 #: Data sets that solo-learn 1.0.2 knows, with their classes; "custom" counts the folders.
-CLASSES_PER_DATASET = {"cifar10": 10, "cifar100": 100, "stl10": 10, "imagenet": 1000, "imagenet100": 100}
+CLASSES_PER_DATASET = {
+    "cifar10": 10,
+    "cifar100": 100,
+    "stl10": 10,
+    "imagenet": 1000,
+    "imagenet100": 100,
+}
 
 _DEFAULTS: Dict[str, Any] = {
     "checkpoint.enabled": False,
@@ -94,5 +100,8 @@ def parse_pretrain_cfg(cfg: DictConfig) -> DictConfig:
     cfg.optimizer.lr = cfg.optimizer.lr * scale
     if cfg.data.val_path is not None:
         cfg.optimizer.classifier_lr = cfg.optimizer.classifier_lr * scale
-    extra = {f"optimizer.kwargs.{k}": v for k, v in _OPTIMIZER_DEFAULTS.get(cfg.optimizer.name, {}).items()}
+    extra = {
+        f"optimizer.kwargs.{k}": v
+        for k, v in _OPTIMIZER_DEFAULTS.get(cfg.optimizer.name, {}).items()
+    }
     return with_defaults(cfg, extra)

@@ -85,7 +85,9 @@ else:
         ) -> None:
             super().__init__()
             if data_fraction > 0:
-                raise UserError("data.fraction with data.format=dali needs solo-learn 1.0.6 or later.")
+                raise UserError(
+                    "data.fraction with data.format=dali needs solo-learn 1.0.6 or later."
+                )
             self.train_data_path = Path(train_data_path)
             self.crops = transforms.transforms
             self.views = [f"large{i}" for i in range(num_large_crops)]

@@ -80,7 +80,9 @@ def build_transform_pipeline(dataset: str, cfg: Any) -> Callable:
     steps += _maybe(Equalization(), cfg.equalization.prob)
     if cfg.horizontal_flip.prob:
         steps.append(transforms.RandomHorizontalFlip(p=cfg.horizontal_flip.prob))
-    return transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(mean=mean, std=std)])
+    return transforms.Compose(
+        [*steps, transforms.ToTensor(), transforms.Normalize(mean=mean, std=std)]
+    )
 
 
 def _only_folders(data_format: Optional[str]) -> None:
@@ -96,7 +98,9 @@ def _fraction(dataset: Dataset, fraction: float) -> Dataset:
     if fraction <= 0:
         return dataset
     if fraction >= 1:
-        raise UserError(f"data.fraction={fraction} must be below 1; leave it at -1 to use all data.")
+        raise UserError(
+            f"data.fraction={fraction} must be below 1; leave it at -1 to use all data."
+        )
     from sklearn.model_selection import train_test_split
 
     if hasattr(dataset, "images"):
@@ -185,7 +189,14 @@ def prepare_classification_data(
         raise UserError("auto_augment needs solo-learn 1.0.6 or later; 1.0.2 does not have it.")
     T_train, T_val = prepare_classification_transforms(dataset)
     train_set, val_set = prepare_classification_datasets(
-        dataset, T_train, T_val, train_data_path, val_data_path, data_format, download, data_fraction
+        dataset,
+        T_train,
+        T_val,
+        train_data_path,
+        val_data_path,
+        data_format,
+        download,
+        data_fraction,
     )
     return prepare_classification_dataloaders(train_set, val_set, batch_size, num_workers)
 

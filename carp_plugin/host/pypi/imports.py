@@ -14,6 +14,7 @@ from typing import Iterator
 
 import lightning.pytorch
 import lightning.pytorch.callbacks
+import torch
 
 from carp_plugin.host.pypi.optim import LinearWarmupCosineAnnealingLR
 
@@ -38,10 +39,34 @@ def solo_importable() -> Iterator[None]:
     sys.modules.update(stand_ins)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # torch.cuda.amp decorators in its whitening
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # torch.cuda.amp decorators in its whitening
             warnings.simplefilter("ignore", DeprecationWarning)  # timm's old module names
             yield
     finally:
         for name in stand_ins:
             del sys.modules[name]
         sys.modules.update(before)
+
+
+class _TorchWithRemovedFunctions:
+    """torch, with two functions that 1.0.2's whitening calls and torch has removed since."""
+
+    @staticmethod
+    def cholesky(matrix: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.cholesky(matrix)
+
+    @staticmethod
+    def triangular_solve(right: torch.Tensor, matrix: torch.Tensor, upper: bool = True) -> tuple:
+        return torch.linalg.solve_triangular(matrix, right, upper=upper), matrix
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(torch, name)
+
+
+def mend_whitening() -> None:
+    """Gives W-MSE's whitening the functions it was written with."""
+    import solo.utils.whitening
+
+    solo.utils.whitening.torch = _TorchWithRemovedFunctions()

@@ -50,7 +50,12 @@ class LinearModel(_LinearModel):
         mixup_func: Optional[Callable] = None,
     ) -> None:
         cfg = self.add_and_assert_specific_cfg(cfg)
-        if cfg.finetune or mixup_func is not None or loss_func is not None or cfg.optimizer.layer_decay:
+        if (
+            cfg.finetune
+            or mixup_func is not None
+            or loss_func is not None
+            or cfg.optimizer.layer_decay
+        ):
             raise UserError(
                 "finetune, layer_decay, mixup and label smoothing need solo-learn 1.0.6 or later; "
                 "1.0.2 trains a linear layer on a frozen backbone with cross-entropy only."
@@ -81,7 +86,9 @@ class LinearModel(_LinearModel):
         return with_defaults(cfg, _DEFAULTS)
 
     def configure_optimizers(self) -> Any:
-        return optim.configure(self, [{"name": "classifier", "params": self.classifier.parameters()}])
+        return optim.configure(
+            self, [{"name": "classifier", "params": self.classifier.parameters()}]
+        )
 
     def validation_step(self, batch: Sequence[torch.Tensor], batch_idx: int) -> Dict[str, Any]:
         outs = super().validation_step(batch, batch_idx)

@@ -7,6 +7,7 @@ import inspect
 from functools import partial
 from typing import Any, Dict, List, Sequence, Set
 
+import lightning.pytorch as pl
 import torch
 import torchvision
 from omegaconf import DictConfig, OmegaConf
@@ -148,6 +149,13 @@ class _FromCfg:
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any, *_: Any) -> None:
         optimizer.zero_grad(set_to_none=True)
 
+    def clip_gradients(self, *args: Any, **kwargs: Any) -> None:
+        # 1.0.2's DINO has a function of this name, with its own argument; Lightning calls its hook by keywords.
+        if kwargs:
+            pl.LightningModule.clip_gradients(self, *args, **kwargs)
+        else:
+            super().clip_gradients(*args)
+
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Any:
         return super().training_step(self._prepared(batch), batch_idx)
 
@@ -245,7 +253,9 @@ def _method_defaults(cls: type, name: str, cfg: DictConfig) -> DictConfig:
     parser = argparse.ArgumentParser()
     cls.add_model_specific_args(parser)
     defaults = {action.dest: action.default for action in parser._actions}
-    return with_defaults(cfg, {f"method_kwargs.{key}": defaults[key] for key in own if key in defaults})
+    return with_defaults(
+        cfg, {f"method_kwargs.{key}": defaults[key] for key in own if key in defaults}
+    )
 
 
 def _adapted(name: str, cls: type) -> type:

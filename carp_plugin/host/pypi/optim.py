@@ -47,7 +47,9 @@ class LinearWarmupCosineAnnealingLR(LRScheduler):
             return [self.warmup_start_lr] * len(self.base_lrs)
         if step < self.warmup_epochs:
             done = step / max(self.warmup_epochs - 1, 1)
-            return [self.warmup_start_lr + done * (lr - self.warmup_start_lr) for lr in self.base_lrs]
+            return [
+                self.warmup_start_lr + done * (lr - self.warmup_start_lr) for lr in self.base_lrs
+            ]
         done = (step - self.warmup_epochs) / max(self.max_epochs - self.warmup_epochs, 1)
         shape = (1 + math.cos(math.pi * done)) / 2
         return [self.eta_min + shape * (lr - self.eta_min) for lr in self.base_lrs]
@@ -157,7 +159,9 @@ def _keep_static(scheduler: LRScheduler, indexes: List[int], lr: float) -> None:
     scheduler.get_lr = get_lr  # type: ignore[method-assign]
 
 
-def configure(module: Any, groups: List[Dict[str, Any]]) -> Union[torch.optim.Optimizer, Tuple[List, List]]:
+def configure(
+    module: Any, groups: List[Dict[str, Any]]
+) -> Union[torch.optim.Optimizer, Tuple[List, List]]:
     """Optimizer and schedule of a module in the current host's meaning.
 
     Args:
@@ -187,7 +191,9 @@ def configure(module: Any, groups: List[Dict[str, Any]]) -> Union[torch.optim.Op
             optimizer,
             warmup_epochs=cfg.scheduler.warmup_epochs * total / cfg.max_epochs,
             max_epochs=total,
-            warmup_start_lr=module.warmup_start_lr if cfg.scheduler.warmup_epochs > 0 else module.lr,
+            warmup_start_lr=module.warmup_start_lr
+            if cfg.scheduler.warmup_epochs > 0
+            else module.lr,
             eta_min=module.min_lr,
         )
     if static:

@@ -95,7 +95,10 @@ class AutoResumer(_auto_resumer.AutoResumer):
             if age > self.max_hours or not args.is_file():
                 continue
             other = OmegaConf.create(json.loads(args.read_text()))
-            if all(omegaconf_select(other, key) == omegaconf_select(cfg, key) for key in self.SHOULD_MATCH):
+            if all(
+                omegaconf_select(other, key) == omegaconf_select(cfg, key)
+                for key in self.SHOULD_MATCH
+            ):
                 return path, omegaconf_select(other, "wandb_run_id")
         return None, None
 
@@ -115,5 +118,7 @@ else:
             frequency: epochs between two pictures.
         """
 
-        def __init__(self, name: str, logdir: Union[str, Path] = "auto_umap", frequency: int = 1) -> None:
+        def __init__(
+            self, name: str, logdir: Union[str, Path] = "auto_umap", frequency: int = 1
+        ) -> None:
             super().__init__(Namespace(name=name), logdir=logdir, frequency=frequency)

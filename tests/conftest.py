@@ -1,0 +1,16 @@
+"""One thread a process: the tests' tensors are small, and threads that wait for each other cost more than they do."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    """What a test writes to the working directory goes where pytest cleans up."""
+    monkeypatch.chdir(tmp_path)
