@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import os
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Optional, Union
+from typing import Any, Dict, Iterable, List, Optional, Union, cast
 
 import torch
 from lightning.pytorch import Trainer
@@ -146,7 +146,7 @@ def checked(cfg: DictConfig) -> DictConfig:
 
 def _check_keys(node: DictConfig, known: Dict[str, Any], path: str = "") -> None:
     """Every key of the node is known, down to where ``known`` ends."""
-    for key in node:
+    for key in map(str, node):
         name = f"{path}{key}"
         if key not in known:
             raise UserError(
@@ -385,6 +385,11 @@ def _whole(key: str, value: Any, low: int) -> None:
 def _yaml_hint(value: Union[str, Any]) -> str:
     """YAML 1.1 reads 1e-6 as a word where a dot is missing; Hydra does not, other tools do."""
     return " (a word, not a number)" if isinstance(value, str) else ""
+
+
+def plain(cfg: Any) -> Dict[str, Any]:
+    """A node of the configuration as plain dicts, lists and values, interpolations resolved."""
+    return cast(Dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
 
 
 def known_keys() -> List[str]:

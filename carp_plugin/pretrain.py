@@ -8,21 +8,22 @@ import os
 import time
 import warnings
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple, cast
 
 import torch
+import torch.nn as nn
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers.wandb import WandbLogger
 from lightning.pytorch.strategies.ddp import DDPStrategy
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError
 
 from carp_plugin import register
 from carp_plugin.callbacks.checkpoint import AtomicCheckpointIO, Checkpointer
 from carp_plugin.callbacks.history import History, write_json
 from carp_plugin.callbacks.momentum import ResumeMomentum
-from carp_plugin.config import checked
+from carp_plugin.config import checked, plain
 from carp_plugin.data.loaders import count_files, labelled_loaders, pretrain_dali, pretrain_loader
 from carp_plugin.errors import UserError
 from carp_plugin.evaluation.features import FeatureEvaluator, linear_accuracy
@@ -48,6 +49,7 @@ def pretrain(cfg: DictConfig) -> Dict[str, Any]:
     seed_everything(cfg.seed, verbose=False)
     model = build_model(cfg)
     labelled = labelled_loaders(cfg)
+    train: Any
     if cfg.data.format == "dali":
         train, images = pretrain_dali(cfg), count_files(cfg)
         train.val_dataloader = lambda: labelled[1] if labelled else []
@@ -78,7 +80,7 @@ def build_model(cfg: DictConfig) -> LightningModule:
     if not cfg.performance.disable_channel_last:
         model = model.to(memory_format=torch.channels_last)
     # An OmegaConf list of betas would reach the optimizer's state, which torch's weights_only then refuses.
-    model.extra_optimizer_args = OmegaConf.to_container(cfg.optimizer.kwargs, resolve=True)
+    model.extra_optimizer_args = plain(cfg.optimizer.kwargs)
     return model
 
 
@@ -140,7 +142,9 @@ class Run:
     def _random_row(self) -> Row:
         """The backbone before the first step; its linear layer is trained on features computed once."""
         name = "random, before training"
-        features = self.evaluator.features(self.model.backbone, "the random backbone")
+        features = self.evaluator.features(
+            cast(nn.Module, self.model.backbone), "the random backbone"
+        )
         if features is None:
             return Row(name, None, None)
         accuracy = linear_accuracy(
@@ -220,18 +224,14 @@ class Run:
             id=wandb_run_id,
         )
         logger.watch(self.model, log="gradients", log_freq=100)
-        logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
+        logger.log_hyperparams(plain(cfg))
         return logger
 
     def _trainer(self, wandb_run_id: Optional[str]) -> Trainer:
         """Lightning's trainer with every argument of it that the configuration names."""
         cfg = self.cfg
         valid = inspect.signature(Trainer.__init__).parameters
-        kwargs = {
-            key: value
-            for key, value in OmegaConf.to_container(cfg, resolve=True).items()
-            if key in valid
-        }
+        kwargs = {key: value for key, value in plain(cfg).items() if key in valid}
         strategy = cfg.strategy or "auto"
         kwargs.update(
             logger=self._logger(wandb_run_id),

@@ -8,11 +8,12 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Dict, List, Optional
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
 from carp_plugin import __version__
+from carp_plugin.config import plain
 from carp_plugin.host import HOST, omegaconf_select
 
 PACKAGES = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "numpy", "pillow")
@@ -183,7 +184,7 @@ def provenance(cfg: DictConfig) -> Dict[str, Any]:
             "processor": platform.processor() or platform.machine(),
             "threads": torch.get_num_threads(),
         },
-        "config": OmegaConf.to_container(cfg, resolve=True),
+        "config": plain(cfg),
     }
 
 

@@ -63,7 +63,7 @@ class NamesBadImages(Dataset):
             ) from None
 
     def _path(self, index: int) -> str:
-        dataset = self.dataset
+        dataset: Any = self.dataset
         if hasattr(dataset, "samples"):
             return str(dataset.samples[index][0])
         if hasattr(dataset, "images"):

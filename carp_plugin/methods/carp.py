@@ -168,7 +168,7 @@ class CARP(BaseMomentumMethod):
             List[Tuple[Any, Any]]: list of momentum pairs.
         """
 
-        extra_momentum_pairs = [(self.projector, self.momentum_projector)]
+        extra_momentum_pairs: List[Tuple[Any, Any]] = [(self.projector, self.momentum_projector)]
         if self.teacher_prototypes == "momentum":
             extra_momentum_pairs.append((self.prototypes, self.momentum_prototypes))
         return super().momentum_pairs + extra_momentum_pairs

@@ -183,6 +183,15 @@ def test_views_that_do_not_overlap_at_all(dtype, call, fused):
     torch.testing.assert_close(grad_C, 2 * expected.T @ hot, rtol=2e-4, atol=0)
 
 
+@pytest.mark.parametrize("distance", [50, 60, 65, 70, 80, 88, 95, 101, 103, 120])
+def test_overlap_that_fades_into_the_smallest_numbers_of_its_type(distance):
+    """exp(-distance) leaves the normal float32 at 87.3 and the denormal at 103.3, losing digits on the way."""
+    eye = torch.eye(2)
+    hot, cold = distance * eye[:1], distance * eye[1:]
+    terms = carp_loss_func([hot, hot], [cold, cold], eye, eye, torch.arange(2), 2)
+    assert terms.consistency.item() == pytest.approx(distance - math.log(2), rel=2e-7)
+
+
 def test_part_of_the_rows_not_overlapping_leaves_the_others_as_they_were():
     """The product of probabilities serves until one row underflows; then the whole pair changes form."""
     args = problem(dtype=torch.float32)

@@ -98,7 +98,8 @@ else:
 
         def setup(self, stage: Optional[str] = None) -> None:
             """Builds the pipeline of this rank's shard."""
-            rank = self.trainer.local_rank
+            trainer: Any = self.trainer
+            rank = trainer.local_rank
             on_gpu = torch.cuda.is_available() and self.dali_device == "gpu"
             device = torch.device(f"cuda:{torch.cuda.current_device()}" if on_gpu else "cpu")
             pipeline = (_CPUPretrainPipeline if self.dali_device == "cpu" else PretrainPipeline)(
@@ -108,8 +109,8 @@ else:
                 transforms=[crop.transform for crop in self.crops],
                 num_crops_per_aug=[crop.num_crops for crop in self.crops],
                 device_id=rank,
-                shard_id=self.trainer.global_rank,
-                num_shards=self.trainer.world_size,
+                shard_id=trainer.global_rank,
+                num_shards=trainer.world_size,
                 num_threads=self.num_workers,
                 no_labels=self.no_labels,
                 encode_indexes_into_labels=self.encode_indexes_into_labels,

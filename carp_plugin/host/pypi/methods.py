@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 from functools import partial
-from typing import Any, Dict, List, Sequence, Set
+from typing import Any, Dict, List, Sequence, Set, cast
 
 import lightning.pytorch as pl
 import torch
@@ -55,7 +55,7 @@ def make_contiguous(module: torch.nn.Module) -> None:
     """Makes every parameter contiguous in memory, in place; some strategies need that."""
     with torch.no_grad():
         for param in module.parameters():
-            param.set_(param.contiguous())
+            param.data = param.contiguous()
 
 
 def _plain(node: Any) -> Any:
@@ -152,7 +152,7 @@ class _FromCfg:
     def clip_gradients(self, *args: Any, **kwargs: Any) -> None:
         # 1.0.2's DINO has a function of this name, with its own argument; Lightning calls its hook by keywords.
         if kwargs:
-            pl.LightningModule.clip_gradients(self, *args, **kwargs)
+            pl.LightningModule.clip_gradients(cast(Any, self), *args, **kwargs)
         else:
             super().clip_gradients(*args)
 
@@ -236,7 +236,7 @@ class BaseMomentumMethod(BaseMethod, _base.BaseMomentumMethod):
 
 def _own_parameters(cls: type) -> List[str]:
     """Names of the keywords that a method takes beyond those of the base classes."""
-    shared = set()
+    shared: Set[str] = set()
     for parent in (_base.BaseMethod, _base.BaseMomentumMethod):
         shared.update(inspect.signature(parent.__init__).parameters)
     return [name for name in inspect.signature(cls.__init__).parameters if name not in shared]

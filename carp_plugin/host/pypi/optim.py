@@ -40,7 +40,7 @@ class LinearWarmupCosineAnnealingLR(LRScheduler):
         self.eta_min = eta_min
         super().__init__(optimizer, last_epoch)
 
-    def get_lr(self) -> List[float]:
+    def get_lr(self) -> List[Any]:
         """Learning rate of each parameter group at the current step, in closed form."""
         step = self.last_epoch
         if step == 0 and self.warmup_epochs > 0:
@@ -153,7 +153,7 @@ def _keep_static(scheduler: LRScheduler, indexes: List[int], lr: float) -> None:
     """Groups at ``indexes`` keep ``lr`` throughout (SimSiam's predictor)."""
     scheduled = scheduler.get_lr
 
-    def get_lr() -> List[float]:
+    def get_lr() -> List[Any]:
         return [lr if i in indexes else value for i, value in enumerate(scheduled())]
 
     scheduler.get_lr = get_lr  # type: ignore[method-assign]

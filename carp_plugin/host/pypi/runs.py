@@ -40,7 +40,7 @@ class Checkpointer(_checkpointer.Checkpointer):
         """Writes the configuration for the resumer."""
         if trainer.is_global_zero:
             logger = trainer.logger
-            args = OmegaConf.to_container(self.cfg, resolve=True)
+            args: Any = OmegaConf.to_container(self.cfg, resolve=True)
             args["wandb_run_id"] = None if logger is None else str(logger.version)
             (self.path / "args.json").write_text(json.dumps(args))
 
