@@ -7,7 +7,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
+import carp_plugin
+
 torch.set_num_threads(1)
+carp_plugin.register()
 
 
 @pytest.fixture(autouse=True)

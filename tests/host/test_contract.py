@@ -8,15 +8,13 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 from omegaconf import OmegaConf
 
-from carp_plugin import host, register
+from carp_plugin import host
 from carp_plugin.config import checked
 from carp_plugin.data.loaders import labelled_loaders, pretrain_loader
 from carp_plugin.errors import UserError
 from carp_plugin.host import HOST, METHODS
 from carp_plugin.pretrain import build_model
 from tests.helpers import METHOD_KWARGS, augmentation, image_folder, small_cfg
-
-register()
 
 REQUIRED_METHODS = (
     "barlow_twins",

@@ -19,8 +19,6 @@ from carp_plugin.partition import random_partition
 from carp_plugin.pretrain import build_model
 from tests.helpers import augmentation, image_folder, small_cfg
 
-carp_plugin.register()
-
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
