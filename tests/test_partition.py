@@ -102,7 +102,7 @@ def test_the_device_asked_for_is_the_device_received(kind):
     assert partition(kind, 0, 0, 8, torch.device("meta")).device.type == "meta"
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 def test_a_gpu_receives_the_permutation_of_the_cpu():
     assert torch.equal(random_partition(0, 3, K, "cuda").cpu(), random_partition(0, 3, K))
 

@@ -225,20 +225,19 @@ def _fused_pass(
     *,
     weights: Optional[Weights] = None,
     wanted: Sequence[bool] = (False, False),
-    mean_PB: Optional[Tensor] = None,
+    known_mean_PB: Optional[Tensor] = None,
 ) -> _Pass:
     """One walk over chunks of blocks: the terms and, of their weighted sum, the wanted gradients.
 
     Args:
         weights: of consistency and entropy gap in the gradients; numbers or 0-dim tensors.
         wanted: whether the gradients with respect to z_RD and C_KD are wanted.
-        mean_PB: mean_probs if known from an earlier pass; otherwise computed and all-reduced.
+        known_mean_PB: mean_probs if known from an earlier pass; otherwise computed and all-reduced.
     """
     with torch.no_grad(), _full_precision(z_RD):
         size, per_chunk = layout.block_size, _blocks_per_chunk(layout, z_RD)
-        known_mean = mean_PB is not None
-        if not known_mean:
-            mean_PB = z_RD.new_empty(layout.blocks, size)
+        known = known_mean_PB is not None
+        mean_PB = z_RD.new_empty(layout.blocks, size) if known_mean_PB is None else known_mean_PB
         consistency, entropy_gap = z_RD.new_zeros(()), z_RD.new_zeros(())
         grad_z_RD = torch.zeros_like(z_RD) if wanted[0] else None
         grad_C_KD = torch.empty_like(C_KD, dtype=z_RD.dtype) if wanted[1] else None
@@ -250,7 +249,7 @@ def _fused_pass(
             teacher_C_chunk = space.rows("teacher rows", teacher_C_KD, index)
             student = space.assignments("student", z_RD, C_chunk, size)
             teacher = space.assignments("teacher", w_RD, teacher_C_chunk, size)
-            if not known_mean:
+            if not known:
                 total_CB = student.probs_RCB.sum(dim=0) + teacher.probs_RCB.sum(dim=0)
                 rows = _world_size() * layout.rows
                 torch.div(_all_reduce_sum(total_CB), rows, out=mean_PB[chunk])
@@ -382,15 +381,19 @@ class _FusedTerms(Function):
 
     @staticmethod
     def backward(ctx, grad_consistency, grad_entropy_gap, _):
-        *inputs, mean_PB = ctx.saved_tensors
+        z_RD, C_KD, w_RD, teacher_C_KD, order_K, mean_PB = ctx.saved_tensors
         _, grad_z_RD, grad_C_KD = _fused_pass(
-            *inputs,
+            z_RD,
+            C_KD,
+            w_RD,
+            teacher_C_KD,
+            order_K,
             ctx.layout,
             weights=(grad_consistency.detach(), grad_entropy_gap.detach()),
             wanted=ctx.needs_input_grad[:2],
-            mean_PB=mean_PB,
+            known_mean_PB=mean_PB,
         )
-        gradients = _last_derivatives(grad_z_RD, grad_C_KD, inputs[1].dtype)
+        gradients = _last_derivatives(grad_z_RD, grad_C_KD, C_KD.dtype)
         return (*gradients, None, None, None, None)
 
 
