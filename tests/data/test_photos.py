@@ -11,6 +11,7 @@ from torchvision.datasets import ImageFolder
 
 from carp_plugin.data import photos
 from carp_plugin.data.photos import PhotosError, prepare_photos
+from tests.run_cli import ROOT
 
 CLASSES = 15
 GREY, COLOUR = "gravel", "coffee"
@@ -187,7 +188,6 @@ def test_two_processes_may_write_at_once(two_classes, tmp_path):
     code = f"""
 import sys
 from carp_plugin.data import photos
-from tests.run_cli import ROOT
 
 photos.PHOTOGRAPHS = {photos.PHOTOGRAPHS}
 photos.TRAIN_PER_CLASS, photos.VAL_PER_CLASS = 4, 2
