@@ -28,7 +28,18 @@ from carp_plugin.data.loaders import count_files, labelled_loaders, pretrain_dal
 from carp_plugin.errors import UserError
 from carp_plugin.evaluation.features import FeatureEvaluator, linear_accuracy
 from carp_plugin.host import METHODS, AutoResumer, AutoUMAP, make_contiguous, omegaconf_select
-from carp_plugin.report import Plan, Row, closing, opening, plan_of, provenance, say, warnings_of
+from carp_plugin.report import (
+    Plan,
+    Row,
+    closing,
+    losses,
+    opening,
+    plan_of,
+    provenance,
+    say,
+    signs_of_collapse,
+    warnings_of,
+)
 
 
 def pretrain(cfg: DictConfig) -> Dict[str, Any]:
@@ -136,7 +147,11 @@ class Run:
             return {}
         rows += self._trained_rows()
         rows = [row for row in rows if row.knn is not None or row.linear is not None]
-        say(closing(rows, self.history.last, self.cfg.method, self.evaluator.k))
+        if rows:
+            say(closing(rows, self.cfg.method, self.evaluator.k))
+        say(losses(self.history.last))
+        for sign in self._collapse():
+            say(f"warning: collapse: {sign}", "yellow")
         return self._summary(rows, trainer, seconds)
 
     def _random_row(self) -> Row:
@@ -278,6 +293,11 @@ class Run:
         )
         return where + f"the last checkpoint is {last}, {again}."
 
+    def _collapse(self) -> List[str]:
+        if self.cfg.method != "carp":
+            return []
+        return signs_of_collapse(self.history.last, self.cfg.method_kwargs.partition_size)
+
     def _summary(self, rows: List[Row], trainer: Trainer, seconds: float) -> Dict[str, Any]:
         last = getattr(self.checkpointer, "last_ckpt", None)
         summary = {
@@ -286,6 +306,7 @@ class Run:
             "seed": self.cfg.seed,
             "accuracy": [vars(row) for row in rows],
             "last_epoch": self.history.last,
+            "signs_of_collapse": self._collapse(),
             "steps": trainer.global_step,
             "seconds": round(seconds, 1),
             "checkpoint": None if last is None else str(last),

@@ -13,7 +13,8 @@ import yaml
 from omegaconf import OmegaConf
 
 from carp_plugin import register
-from carp_plugin.host import DALI_AVAILABLE, HOST, METHODS, MomentumUpdater
+from carp_plugin.errors import UserError
+from carp_plugin.host import DALI_AVAILABLE, HOST, METHODS, AutoUMAP, MomentumUpdater
 from carp_plugin.pretrain import pretrain
 from tests.helpers import METHOD_KWARGS, image_folder, small_cfg, write_image
 from tests.run_cli import ROOT, run_cli
@@ -203,6 +204,27 @@ def test_dali_on_the_cpu_serves_every_step_of_every_epoch(indexes, images):
     assert [epoch["step"] for epoch in epochs] == [3, 6, 9]
 
 
+@pytest.mark.skipif(AutoUMAP is None, reason="umap-learn is not installed (extra: umap)")
+def test_umap_is_drawn_when_asked_for(images):
+    pretrain(
+        small_cfg(
+            images,
+            max_epochs=1,
+            auto_umap={"enabled": True},
+            evaluation={"enabled": False},
+            checkpoint__enabled=False,
+        )
+    )
+    assert len(list(Path("auto_umap/carp").rglob("*.pdf"))) == 1
+
+
+def test_missing_umap_says_how_to_install_it(images, monkeypatch):
+    monkeypatch.setattr("carp_plugin.pretrain.AutoUMAP", None)
+    cfg = small_cfg(images, auto_umap={"enabled": True}, evaluation={"enabled": False})
+    with pytest.raises(UserError, match="pip install carp-plugin.umap."):
+        pretrain(cfg)
+
+
 @pytest.mark.parametrize("devices", [1, [0], "auto", "0"])
 def test_every_spelling_of_one_cpu_is_one_cpu(devices, images):
     from carp_plugin.config import checked
@@ -221,8 +243,6 @@ def test_interrupting_says_what_is_left(images):
 
 def test_full_disk_leaves_the_earlier_checkpoint(images, monkeypatch, capsys):
     from lightning.pytorch.plugins.io import TorchCheckpointIO
-
-    from carp_plugin.errors import UserError
 
     save = TorchCheckpointIO.save_checkpoint
 

@@ -109,6 +109,20 @@ except ImportError:
     AutoUMAP = None
 else:
 
+    class _ListsLoaders:
+        """A trainer whose validation loaders are a list, as Lightning 1 had them."""
+
+        def __init__(self, trainer: Any) -> None:
+            self._trainer = trainer
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._trainer, name)
+
+        @property
+        def val_dataloaders(self) -> list:
+            loaders = self._trainer.val_dataloaders
+            return loaders if isinstance(loaders, list) else [loaders]
+
     class AutoUMAP(_AutoUMAP):  # type: ignore[no-redef]
         """Draws a UMAP of the validation features every ``frequency`` epochs.
 
@@ -122,3 +136,7 @@ else:
             self, name: str, logdir: Union[str, Path] = "auto_umap", frequency: int = 1
         ) -> None:
             super().__init__(Namespace(name=name), logdir=logdir, frequency=frequency)
+
+        def plot(self, trainer: Any, module: Any) -> None:
+            """Draws the validation features of this epoch."""
+            super().plot(_ListsLoaders(trainer), module)
