@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Callable, Iterator, List, Optional
@@ -31,6 +33,7 @@ def guarded(main: Callable[[], object], default_dir: str) -> None:
     """
     # Hydra would print its own half of every error; with this set it raises them.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    _silence_third_parties()
     try:
         with saying_mistakes():
             _config_is_named(default_dir)
@@ -57,6 +60,19 @@ def saying_mistakes() -> Iterator[None]:
         _leave(str(interrupt) or "interrupted.", 130)
     except UserError as error:
         _leave(f"error: {_own_sentence(error)}", 2)
+
+
+def _silence_third_parties() -> None:
+    """Hides notices of other packages that a user of ours can do nothing about."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (
+        ".*pin_memory.*",
+        ".*does not have many workers.*",
+        ".*pkg_resources is deprecated.*",
+        ".*LeafSpec.* is deprecated.*",
+        ".*lr_scheduler.step.* before .*optimizer.step.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
 
 
 def _leave(message: str, code: int) -> None:

@@ -287,9 +287,7 @@ def prepare_data_folder(cfg: DictConfig) -> None:
     if prepare is None:
         return
     _one_of("data.prepare", prepare, ("photos",))
-    root = Path(cfg.data.train_path).parent
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        prepare_photos(root)
+    prepare_photos(Path(cfg.data.train_path).parent)  # several processes may do so at once
 
 
 def _check_data(cfg: DictConfig) -> None:
@@ -385,6 +383,11 @@ def _whole(key: str, value: Any, low: int) -> None:
 def _yaml_hint(value: Union[str, Any]) -> str:
     """YAML 1.1 reads 1e-6 as a word where a dot is missing; Hydra does not, other tools do."""
     return " (a word, not a number)" if isinstance(value, str) else ""
+
+
+def is_main_process() -> bool:
+    """Whether this is the process of global rank 0, also before a process group stands."""
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) == 0
 
 
 def plain(cfg: Any) -> Dict[str, Any]:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import logging
-import os
 import time
-import warnings
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple, cast
 
@@ -23,7 +20,7 @@ from carp_plugin import register
 from carp_plugin.callbacks.checkpoint import AtomicCheckpointIO, Checkpointer
 from carp_plugin.callbacks.history import History, write_json
 from carp_plugin.callbacks.momentum import ResumeMomentum
-from carp_plugin.config import checked, plain
+from carp_plugin.config import checked, is_main_process, plain
 from carp_plugin.data.loaders import count_files, labelled_loaders, pretrain_dali, pretrain_loader
 from carp_plugin.errors import UserError
 from carp_plugin.evaluation.features import FeatureEvaluator, linear_accuracy
@@ -55,7 +52,6 @@ def pretrain(cfg: DictConfig) -> Dict[str, Any]:
         UserError: a mistake in the configuration, the data or the machine's set-up.
     """
     register()
-    _silence_third_parties()
     cfg = checked(cfg)
     seed_everything(cfg.seed, verbose=False)
     model = build_model(cfg)
@@ -68,7 +64,7 @@ def pretrain(cfg: DictConfig) -> Dict[str, Any]:
         train = pretrain_loader(cfg)
         images = len(train.dataset)
     plan = plan_of(cfg, images)
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+    if is_main_process():
         say(opening(cfg, plan))
         for sentence in warnings_of(cfg, plan):
             say(f"warning: {sentence}", "yellow")
@@ -116,9 +112,9 @@ class Run:
             labelled,
             plan,
         )
-        evaluated = labelled if omegaconf_select(cfg, "evaluation.enabled", True) else None
+        wanted = omegaconf_select(cfg, "evaluation.enabled", True) and is_main_process()
         self.evaluator = FeatureEvaluator(
-            evaluated,
+            labelled if wanted else None,
             device=torch.device("cpu" if cfg.accelerator == "cpu" else "cuda"),
             k=omegaconf_select(cfg, "evaluation.k", 20),
             temperature=omegaconf_select(cfg, "evaluation.temperature", 0.07),
@@ -319,17 +315,3 @@ class Run:
             write_json(path, summary)
             say(f"checkpoint {last}\nsummary    {path}")
         return summary
-
-
-def _silence_third_parties() -> None:
-    """Hides notices of other packages that a user of ours can do nothing about."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in (
-        ".*pin_memory.*",
-        ".*does not have many workers.*",
-        ".*pkg_resources is deprecated.*",
-        ".*LeafSpec.* is deprecated.*",
-        ".*Checkpoint directory .* exists and is not empty.*",
-        ".*lr_scheduler.step.* before .*optimizer.step.*",
-    ):
-        warnings.filterwarnings("ignore", message=message)

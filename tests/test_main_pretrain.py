@@ -4,6 +4,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -257,6 +259,21 @@ def test_full_disk_leaves_the_earlier_checkpoint(images, monkeypatch, capsys):
         pretrain(small_cfg(images, evaluation={"enabled": False}))
     (left,) = [path for path in Path("trained_models").rglob("*") if "ckpt" in path.name]
     assert left.name.endswith("ep=0.ckpt") and weights(left)
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_two_shards(config_dir, tmp_path):
+    """DistributedDataParallel on gloo: every parameter takes part, and only rank 0 speaks."""
+    command = [sys.executable, "-W", "ignore", str(ROOT / "main_pretrain.py")]
+    command += ["--config-path", str(config_dir), "--config-name", "small.yaml", "max_epochs=2"]
+    command += ["devices=2", "++strategy=ddp", "optimizer.batch_size=4"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("global batch") == 1 and "8 images" in done.stdout
+    assert "3 an epoch, 6 in 2 epochs" in done.stdout
+    (summary,) = (tmp_path / "trained_models/carp").rglob("summary.json")
+    content = json.loads(summary.read_text())
+    assert content["steps"] == 6 and len(content["accuracy"]) == 3
 
 
 def corrupt_image(folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 import torch
@@ -35,7 +36,7 @@ def extract(
         backbone: images (N, 3, H, W) to features (N, F); its mode is restored afterwards.
         loader: gives (images, labels).
         device: where to compute; the backbone is there already.
-        title: shown before the progress bar; no bar where it is empty.
+        title: shown before the progress bar; no bar where it is empty, or without a terminal.
 
     Returns:
         Features: in the loader's order.
@@ -44,7 +45,9 @@ def extract(
     backbone.eval()
     feats, targets = [], []
     try:
-        for images, labels in track(loader, description=title, disable=not title, transient=True):
+        for images, labels in track(
+            loader, description=title, disable=not (title and sys.stdout.isatty()), transient=True
+        ):
             feats.append(backbone(images.to(device, non_blocking=True)).float().cpu())
             targets.append(labels)
     finally:
