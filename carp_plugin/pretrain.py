@@ -91,6 +91,30 @@ def build_model(cfg: DictConfig) -> LightningModule:
     return model
 
 
+def check_checkpoint(path: Path, model: nn.Module) -> None:
+    """Checks that a checkpoint holds the tensors of the model, all of them and no others.
+
+    Raises:
+        UserError: the file is torn or no checkpoint, or its tensors are another model's.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    except Exception as error:
+        # torch raises whatever its readers raise: unpickling, zip and runtime errors, KeyError, EOFError
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        raise UserError(
+            f"the checkpoint {path} cannot be read ({reason}); give another one, or delete it."
+        ) from error
+    own = model.state_dict()
+    fit = [key for key in own if key in state and state[key].shape == own[key].shape]
+    other = sorted((set(own) | set(state)) - set(fit))
+    if other:
+        raise UserError(
+            f"the checkpoint {path} is of another model: {len(fit)} of {len(own)} tensors fit, "
+            f"{len(other)} do not ({', '.join(other[:3])}{', …' if len(other) > 3 else ''})."
+        )
+
+
 class Run:
     """A run that is ready to go.
 
@@ -105,13 +129,9 @@ class Run:
     def __init__(
         self, cfg: DictConfig, model: LightningModule, train: Any, labelled: Any, plan: Plan
     ) -> None:
-        self.cfg, self.model, self.train, self.labelled, self.plan = (
-            cfg,
-            model,
-            train,
-            labelled,
-            plan,
-        )
+        self.cfg, self.model, self.plan = cfg, model, plan
+        self.train, self.labelled = train, labelled
+        self.resumed_from: Optional[Path] = None
         wanted = omegaconf_select(cfg, "evaluation.enabled", True) and is_main_process()
         self.evaluator = FeatureEvaluator(
             labelled if wanted else None,
@@ -134,10 +154,10 @@ class Run:
             Dict[str, Any]: the summary.
         """
         rows = [self._random_row()]
-        ckpt_path, wandb_run_id = self._resume()
+        self.resumed_from, wandb_run_id = self._resume()
         trainer = self._trainer(wandb_run_id)
         started = time.time()
-        self._fit(trainer, ckpt_path)
+        self._fit(trainer)
         seconds = time.time() - started
         if not trainer.is_global_zero:
             return {}
@@ -183,7 +203,7 @@ class Run:
                 rows.append(Row(name, knn, self.history.last.get(metric)))
         return rows
 
-    def _resume(self) -> Tuple[Optional[str], Optional[str]]:
+    def _resume(self) -> Tuple[Optional[Path], Optional[str]]:
         """The checkpoint to go on from, and its wandb run."""
         cfg = self.cfg
         if cfg.resume_from_checkpoint is not None:
@@ -192,18 +212,20 @@ class Run:
                 raise UserError(
                     f"resume_from_checkpoint={path} does not exist; give a .ckpt file, or leave it out."
                 )
-            return str(path), None
+            check_checkpoint(path, self.model)
+            return path, None
         if not cfg.auto_resume.enabled:
             return None, None
-        resumer = AutoResumer(
-            Path(cfg.checkpoint.dir) / cfg.method, max_hours=cfg.auto_resume.max_hours
-        )
+        folder = Path(cfg.checkpoint.dir) / cfg.method
+        resumer = AutoResumer(folder, max_hours=cfg.auto_resume.max_hours)
         found, wandb_run_id = resumer.find_checkpoint(cfg)
-        if found is not None:
-            say(
-                f"resuming from {found}, a run of the same settings (auto_resume.enabled=False starts anew)"
-            )
-        return (None if found is None else str(found)), wandb_run_id
+        if found is None:
+            return None, None
+        check_checkpoint(Path(found), self.model)
+        say(
+            f"resuming from {found}, a run of the same settings (auto_resume.enabled=False starts anew)"
+        )
+        return Path(found), wandb_run_id
 
     def _callbacks(self) -> List[Callback]:
         cfg = self.cfg
@@ -262,7 +284,7 @@ class Run:
                 f"Lightning's trainer refuses these settings: {' '.join(str(error).split())}"
             ) from error
 
-    def _fit(self, trainer: Trainer, ckpt_path: Optional[str]) -> None:
+    def _fit(self, trainer: Trainer) -> None:
         """Trains; an interrupted run says what is left of it."""
         loaders: Dict[str, Any] = {"datamodule": self.train}
         if self.cfg.data.format != "dali":
@@ -271,14 +293,19 @@ class Run:
                 "val_dataloaders": self.labelled and self.labelled[1],
             }
         try:
-            trainer.fit(self.model, ckpt_path=ckpt_path, **loaders)
+            trainer.fit(self.model, ckpt_path=self.resumed_from, **loaders)
         except SystemExit:
             if not trainer.interrupted:
                 raise
             raise KeyboardInterrupt(self._interrupted(trainer)) from None
 
-    def _interrupted(self, trainer: Trainer) -> str:
+    def _last_checkpoint(self) -> Optional[Path]:
+        """The newest checkpoint of this run: written by it, or the one it was resumed from."""
         last = getattr(self.checkpointer, "last_ckpt", None)
+        return self.resumed_from if last is None else Path(last)
+
+    def _interrupted(self, trainer: Trainer) -> str:
+        last = self._last_checkpoint()
         where = f"interrupted in epoch {trainer.current_epoch} at step {trainer.global_step}; "
         if last is None:
             return where + "no checkpoint had been written."
@@ -295,7 +322,7 @@ class Run:
         return signs_of_collapse(self.history.last, self.cfg.method_kwargs.partition_size)
 
     def _summary(self, rows: List[Row], trainer: Trainer, seconds: float) -> Dict[str, Any]:
-        last = getattr(self.checkpointer, "last_ckpt", None)
+        last = self._last_checkpoint()
         summary = {
             "method": self.cfg.method,
             "name": self.cfg.name,
@@ -310,8 +337,10 @@ class Run:
         }
         if last is None:
             say("no checkpoint was written (checkpoint.enabled=False)")
+        elif last == self.resumed_from:
+            say(f"the run had finished already; its checkpoint is {last}")
         else:
-            path = Path(last).with_name("summary.json")
+            path = last.with_name("summary.json")
             write_json(path, summary)
             say(f"checkpoint {last}\nsummary    {path}")
         return summary

@@ -148,6 +148,49 @@ def _metrics(summary):
     return Path(summary["checkpoint"]).with_name("metrics.json").read_text()
 
 
+def test_a_finished_run_is_shown_again_and_left_as_it_is(images, capsys):
+    settings = {"auto_resume": {"enabled": True}, "max_epochs": 1}
+    first = pretrain(small_cfg(images, **settings))
+    summary = Path(first["checkpoint"]).with_name("summary.json").read_text()
+    second = pretrain(small_cfg(images, **settings))
+    assert "had finished already" in capsys.readouterr().out
+    assert second["accuracy"] == first["accuracy"] and second["checkpoint"] == first["checkpoint"]
+    assert Path(first["checkpoint"]).with_name("summary.json").read_text() == summary
+
+
+def torn(path, state):
+    path.write_bytes(path.read_bytes()[:10_000])
+
+
+def of_another_model(path, state):
+    state["state_dict"]["projector.renamed"] = state["state_dict"].pop("projector.0.weight")
+    torch.save(state, path)
+
+
+def with_code(path, state):
+    state["extra"] = Path("anything that is not a tensor")
+    torch.save(state, path)
+
+
+@pytest.mark.parametrize(
+    "spoil, says",
+    [
+        (torn, "cannot be read"),
+        (
+            of_another_model,
+            r"another model: (\d+) of \d+ tensors fit, 2 do not .projector.0.weight",
+        ),
+        (with_code, "cannot be read .*weights_only|cannot be read .UnpicklingError"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_one_sentence(spoil, says, images):
+    settings = {"max_epochs": 1, "evaluation": {"enabled": False}}
+    path = Path(pretrain(small_cfg(images, **settings))["checkpoint"])
+    spoil(path, torch.load(path, weights_only=True))
+    with pytest.raises(UserError, match=says):
+        pretrain(small_cfg(images, **settings, resume_from_checkpoint=str(path)))
+
+
 def test_changed_method_kwargs_do_not_resume_the_old_run(images, capsys):
     first = {"auto_resume": {"enabled": True}, "max_epochs": 1, "evaluation": {"enabled": False}}
     pretrain(small_cfg(images, **first))
