@@ -224,6 +224,6 @@ def _read(build: Callable[[], Any]) -> Any:
     """Builds a data set; what its files lack is the user's to mend."""
     try:
         return build()
-    except (FileNotFoundError, NotADirectoryError, PermissionError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:  # missing, unreadable or not to be downloaded
         reason = " ".join(str(error).split())
         raise UserError(f"the data cannot be read: {reason[:300].rstrip('.')}.") from error
