@@ -17,11 +17,12 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError
 
 from carp_plugin import register
-from carp_plugin.callbacks.checkpoint import AtomicCheckpointIO, Checkpointer
+from carp_plugin.callbacks.checkpoint import AtomicCheckpointIO, Checkpointer, check_checkpoint
 from carp_plugin.callbacks.history import History, write_json
 from carp_plugin.callbacks.momentum import ResumeMomentum
-from carp_plugin.config import checked, is_main_process, plain
+from carp_plugin.config import checked, plain
 from carp_plugin.data.loaders import count_files, labelled_loaders, pretrain_dali, pretrain_loader
+from carp_plugin.devices import is_main_process
 from carp_plugin.errors import UserError
 from carp_plugin.evaluation.features import FeatureEvaluator, linear_accuracy
 from carp_plugin.host import METHODS, AutoResumer, AutoUMAP, make_contiguous, omegaconf_select
@@ -89,30 +90,6 @@ def build_model(cfg: DictConfig) -> LightningModule:
     # An OmegaConf list of betas would reach the optimizer's state, which torch's weights_only then refuses.
     model.extra_optimizer_args = plain(cfg.optimizer.kwargs)
     return model
-
-
-def check_checkpoint(path: Path, model: nn.Module) -> None:
-    """Checks that a checkpoint holds the tensors of the model, all of them and no others.
-
-    Raises:
-        UserError: the file is torn or no checkpoint, or its tensors are another model's.
-    """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
-    except Exception as error:
-        # torch raises whatever its readers raise: unpickling, zip and runtime errors, KeyError, EOFError
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-        raise UserError(
-            f"the checkpoint {path} cannot be read ({reason}); give another one, or delete it."
-        ) from error
-    own = model.state_dict()
-    fit = [key for key in own if key in state and state[key].shape == own[key].shape]
-    other = sorted((set(own) | set(state)) - set(fit))
-    if other:
-        raise UserError(
-            f"the checkpoint {path} is of another model: {len(fit)} of {len(own)} tensors fit, "
-            f"{len(other)} do not ({', '.join(other[:3])}{', …' if len(other) > 3 else ''})."
-        )
 
 
 class Run:

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any, Dict, Optional
 
+import torch
+import torch.nn as nn
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from carp_plugin.errors import UserError
@@ -58,3 +60,27 @@ class Checkpointer(HostCheckpointer):
         epoch = trainer.current_epoch
         if epoch % self.frequency != 0 and epoch + 1 == trainer.max_epochs:
             self.save(trainer)
+
+
+def check_checkpoint(path: Path, model: nn.Module) -> None:
+    """Checks that a checkpoint holds the tensors of the model, all of them and no others.
+
+    Raises:
+        UserError: the file is torn or no checkpoint, or its tensors are another model's.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    except Exception as error:
+        # torch raises whatever its readers raise: unpickling, zip and runtime errors, KeyError, EOFError
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        raise UserError(
+            f"the checkpoint {path} cannot be read ({reason}); give another one, or delete it."
+        ) from error
+    own = model.state_dict()
+    fit = [key for key in own if key in state and state[key].shape == own[key].shape]
+    other = sorted((set(own) | set(state)) - set(fit))
+    if other:
+        raise UserError(
+            f"the checkpoint {path} is of another model: {len(fit)} of {len(own)} tensors fit, "
+            f"{len(other)} do not ({', '.join(other[:3])}{', …' if len(other) > 3 else ''})."
+        )
