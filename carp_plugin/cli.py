@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import sys
@@ -64,7 +63,6 @@ def saying_mistakes() -> Iterator[None]:
 
 def _silence_third_parties() -> None:
     """Hides notices of other packages that a user of ours can do nothing about."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in (
         ".*pin_memory.*",
         ".*does not have many workers.*",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple, cast
@@ -53,6 +54,8 @@ def pretrain(cfg: DictConfig) -> Dict[str, Any]:
         UserError: a mistake in the configuration, the data or the machine's set-up.
     """
     register()
+    # Lightning greets, advises and counts devices; the opening block says what of it matters.
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     cfg = checked(cfg)
     seed_everything(cfg.seed, verbose=False)
     model = build_model(cfg)
@@ -269,6 +272,8 @@ class Run:
                 "train_dataloaders": self.train,
                 "val_dataloaders": self.labelled and self.labelled[1],
             }
+        if "weights_only" in inspect.signature(trainer.fit).parameters:  # lightning 2.6 and later
+            loaders["weights_only"] = True
         try:
             trainer.fit(self.model, ckpt_path=self.resumed_from, **loaders)
         except SystemExit:
