@@ -125,6 +125,18 @@ def test_resumed_run_continues_steps_learning_rate_tau_and_history(method, image
     assert epochs[0] == epochs[1] == [(0, 3), (1, 6), (2, 9), (3, 12)]
 
 
+def test_a_method_with_a_static_learning_rate_is_resumed(images):
+    """SimSiam's predictor keeps its rate, by a function inside the schedule that no checkpoint may hold."""
+    settings = {"max_epochs": 2, "evaluation": {"enabled": False}}
+    with interrupted_at("simsiam", step=4), pytest.raises(KeyboardInterrupt):
+        pretrain(small_cfg(images, "simsiam", **settings))
+    (path,) = Path("trained_models/simsiam").rglob("*.ckpt")
+    summary = pretrain(small_cfg(images, "simsiam", **settings, resume_from_checkpoint=str(path)))
+    groups = torch.load(summary["checkpoint"], weights_only=True)["optimizer_states"][0]
+    rates = {round(group["lr"], 9) for group in groups["param_groups"]}
+    assert summary["steps"] == 6 and len(rates) > 1 and max(rates) == round(0.3 * 8 / 256, 9)
+
+
 @contextmanager
 def interrupted_at(method, step):
     """Ctrl-C in the middle of a training step."""

@@ -26,6 +26,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             UserError: the file cannot be written; an earlier checkpoint of that name is intact.
         """
+        # SimSiam's schedule carries the function that keeps its predictor's rate; weights_only would refuse it.
+        for state in checkpoint.get("lr_schedulers", []):
+            for key in [key for key, value in state.items() if callable(value)]:
+                del state[key]
         target = Path(path)
         unfinished = target.with_name(target.name + f".{os.getpid()}.part")
         try:
