@@ -15,9 +15,11 @@ CONFIGS = "scripts/pretrain"
 @hydra.main(version_base="1.2", config_path=CONFIGS)
 def main(cfg: DictConfig) -> None:
     """Trains what the configuration says."""
-    from carp_plugin.pretrain import pretrain
-
     with saying_mistakes():
+        from carp_plugin.pretrain import (
+            pretrain,
+        )  # here, for a missing solo-learn is a mistake to say too
+
         pretrain(cfg)
 
 

@@ -1,10 +1,12 @@
-"""What both hosts share behind the door: the cosine schedule's names, DALI's absence, mended defaults."""
+"""What both hosts share behind the door: what a resumed run must match, DALI's absence, a method's keys."""
 
 from __future__ import annotations
 
 import inspect
 import re
 from typing import Any, List, Set
+
+from carp_plugin.errors import UserError
 
 #: Settings that, where they differ, make a checkpoint another run. solo-learn compares name, backbone, method,
 #: epochs, optimizer and wandb only, so that a changed ``partition_size`` would silently resume the old run.
@@ -38,8 +40,6 @@ def missing_dali(why: BaseException) -> type:
 
     class MissingDALI:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            from carp_plugin.errors import UserError
-
             raise UserError(DALI_MISSING.format(why=why))
 
     return MissingDALI

@@ -84,6 +84,7 @@ class LARS(torch.optim.SGD):
         clip_lr: bool = False,
         exclude_bias_n_norm: bool = False,
     ) -> None:
+        # Not above: this module is what lets solo be imported in the first place.
         from solo.utils.lars import LARSWrapper
 
         super().__init__(
