@@ -22,6 +22,7 @@ from carp_plugin.callbacks.checkpoint import AtomicCheckpointIO, Checkpointer, c
 from carp_plugin.callbacks.history import History, write_json
 from carp_plugin.callbacks.momentum import ResumeMomentum
 from carp_plugin.config import checked, plain
+from carp_plugin.convolutions import use_one_pixel_convolutions
 from carp_plugin.data.loaders import count_files, labelled_loaders, pretrain_dali, pretrain_loader
 from carp_plugin.devices import is_main_process
 from carp_plugin.errors import UserError
@@ -88,6 +89,8 @@ def build_model(cfg: DictConfig) -> LightningModule:
             f"{error.full_key} is missing from the configuration; {cfg.method} needs it."
         ) from error
     make_contiguous(model)
+    if cfg.accelerator == "cpu":
+        use_one_pixel_convolutions(model)
     if not cfg.performance.disable_channel_last:
         model = model.to(memory_format=torch.channels_last)
     # An OmegaConf list of betas would reach the optimizer's state, which torch's weights_only then refuses.
