@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import sys
@@ -21,12 +22,15 @@ from omegaconf.errors import OmegaConfBaseException
 from carp_plugin.errors import UserError, did_you_mean
 
 
-def guarded(main: Callable[[], object], default_dir: str) -> None:
+def guarded(
+    main: Callable[[], object], default_dir: str, keys_of: str = "carp_plugin.config"
+) -> None:
     """Runs a Hydra main; what the user did wrong is said in one sentence.
 
     Args:
         main: decorated with ``hydra.main``.
         default_dir: its ``config_path``, to suggest names from.
+        keys_of: module whose ``known_keys()`` are suggested for a misspelt override.
 
     Exits with 2 after a mistake of the user's, with 130 after Ctrl-C.
     """
@@ -42,7 +46,7 @@ def guarded(main: Callable[[], object], default_dir: str) -> None:
     except OverrideParseException as error:
         _leave(f"error: the override {error.override!r} cannot be read; expected KEY=VALUE.", 2)
     except ConfigCompositionException as error:
-        _leave(f"error: {_bad_override(error)}", 2)
+        _leave(f"error: {_bad_override(error, keys_of)}", 2)
     except (HydraException, OmegaConfBaseException) as error:
         _leave(f"error: {' '.join(str(error).split())}", 2)
 
@@ -126,17 +130,16 @@ def _missing_config(error: MissingConfigException, default_dir: str) -> str:
     return f"there is no configuration {name!r} in {folder}{did_you_mean(name, _configs(folder))}"
 
 
-def _bad_override(error: ConfigCompositionException) -> str:
+def _bad_override(error: ConfigCompositionException, keys_of: str) -> str:
     """Hydra's refusal of an override, with the near misses it does not give."""
-    from carp_plugin.config import known_keys
-
     text = " ".join(str(error).split())
     found = re.search(r"Could not override '([^']+)'", text)
     if not found:
         return text
     key = found.group(1)
+    known = importlib.import_module(keys_of).known_keys()  # not above: it needs solo-learn
     if "not in struct" in str(error.__cause__ or text) or "is not in struct" in text:
-        if key in known_keys():
+        if key in known:
             return f"{key} is not set in this configuration; add it as ++{key}=VALUE."
-        return f"{key} is not a key of the configuration{did_you_mean(key, known_keys())}"
+        return f"{key} is not a key of the configuration{did_you_mean(key, known)}"
     return f"{key} cannot be set: {' '.join(str(error.__cause__ or error).split())}"

@@ -6,6 +6,7 @@ import math
 import platform
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 import torch
@@ -16,6 +17,7 @@ from rich.table import Table
 from carp_plugin import __version__
 from carp_plugin.config import plain
 from carp_plugin.host import HOST, omegaconf_select
+from carp_plugin.host.detect import checkout_commit
 
 PACKAGES = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "numpy", "pillow")
 
@@ -167,7 +169,7 @@ def losses(last_epoch: Dict[str, float]) -> str:
     named = {
         key[len("train_") :]: value
         for key, value in last_epoch.items()
-        if key.startswith("train_") and "acc" not in key
+        if key.startswith("train_") and "acc" not in key and key != "train_seconds"
     }
     return "last epoch: " + ", ".join(f"{key} {value:.4g}" for key, value in named.items())
 
@@ -204,6 +206,7 @@ def _percent(value: Optional[float]) -> str:
 def provenance(cfg: DictConfig) -> Dict[str, Any]:
     """Everything that defines a result: host, versions, machine and resolved configuration, as json takes it."""
     return {
+        "commit": checkout_commit(Path(__file__).resolve().parent.parent),
         "host": HOST.as_dict(),
         "versions": {
             "carp-plugin": __version__,

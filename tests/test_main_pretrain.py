@@ -466,10 +466,10 @@ def test_every_recipe_composes_and_trains_a_method_of_the_host(path):
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
+    from carp_plugin.checks import check_keys
     from carp_plugin.config import (
         _OWN_KEYS,
         _check_augmentations,
-        _check_keys,
         _check_method,
         _check_training,
         known_keys,
@@ -482,7 +482,7 @@ def test_every_recipe_composes_and_trains_a_method_of_the_host(path):
     GlobalHydra.instance().clear()
     OmegaConf.set_struct(cfg, False)
     assert cfg.method in METHODS and cfg.method in METHOD_KWARGS
-    _check_keys(cfg, {**_OWN_KEYS, **dict.fromkeys(known_keys())})
+    check_keys(cfg, {**_OWN_KEYS, **dict.fromkeys(known_keys())})
     _check_method(cfg)
     _check_training(cfg)
     _check_augmentations(cfg)

@@ -7,11 +7,11 @@ import os
 from pathlib import Path
 from typing import Any, Dict, Optional
 
-import torch
 import torch.nn as nn
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from carp_plugin.errors import UserError
+from carp_plugin.evaluation.state import fit, read_state_dict
 from carp_plugin.host import Checkpointer as HostCheckpointer
 
 
@@ -72,19 +72,6 @@ def check_checkpoint(path: Path, model: nn.Module) -> None:
     Raises:
         UserError: the file is torn or no checkpoint, or its tensors are another model's.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
-    except Exception as error:
-        # torch raises whatever its readers raise: unpickling, zip and runtime errors, KeyError, EOFError
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-        raise UserError(
-            f"the checkpoint {path} cannot be read ({reason}); give another one, or delete it."
-        ) from error
-    own = model.state_dict()
-    fit = [key for key in own if key in state and state[key].shape == own[key].shape]
-    other = sorted((set(own) | set(state)) - set(fit))
-    if other:
-        raise UserError(
-            f"the checkpoint {path} is of another model: {len(fit)} of {len(own)} tensors fit, "
-            f"{len(other)} do not ({', '.join(other[:3])}{', …' if len(other) > 3 else ''})."
-        )
+    result = fit(model.state_dict(), read_state_dict(path))
+    if result.complaint():
+        raise UserError(f"the checkpoint {path} is of another model: {result.complaint()}.")

@@ -4,29 +4,45 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any, Dict, List, Optional
+import time
+from typing import Any, Callable, Dict, List, Optional
 
 from lightning.pytorch.callbacks import Callback
 
 from carp_plugin.host import Checkpointer
 
+Measure = Callable[[Any, Any], Dict[str, float]]
+
 
 class History(Callback):
     """Metrics of every epoch, in ``metrics.json`` of the run's folder; a resumed run continues them.
 
+    Each epoch has its number, the optimizer steps so far, what the method logged, what ``measure`` returned, and
+    ``train_seconds``: from the start of the epoch to the end of its last training batch, without validation.
+
     Args:
         checkpointer: whose folder is the run's; None keeps the metrics in memory only.
+        measure: takes the trainer and the method at the end of an epoch and returns further metrics.
     """
 
-    def __init__(self, checkpointer: Optional[Checkpointer] = None) -> None:
-        self.checkpointer = checkpointer
+    def __init__(
+        self, checkpointer: Optional[Checkpointer] = None, measure: Optional[Measure] = None
+    ) -> None:
+        self.checkpointer, self.measure = checkpointer, measure
         self.epochs: List[Dict[str, float]] = []
+        self._started = self._trained = 0.0
 
     def state_dict(self) -> Dict[str, Any]:
         return {"epochs": self.epochs}
 
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
         self.epochs = list(state_dict["epochs"])
+
+    def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+        self._started = self._trained = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Any, module: Any, *batch: Any) -> None:
+        self._trained = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
         """Notes the epoch's metrics; the step's twin of an averaged metric is left out."""
@@ -35,7 +51,18 @@ class History(Callback):
             for key, value in trainer.callback_metrics.items()
             if not key.endswith("_step") and f"{key}_epoch" not in trainer.callback_metrics
         }
-        self.epochs.append({"epoch": trainer.current_epoch, "step": trainer.global_step, **metrics})
+        measured = self.measure(trainer, module) if self.measure else {}
+        for logger in trainer.loggers if measured else []:
+            logger.log_metrics(measured, step=trainer.global_step)
+        self.epochs.append(
+            {
+                "epoch": trainer.current_epoch,
+                "step": trainer.global_step,
+                "train_seconds": round(self._trained - self._started, 3),
+                **metrics,
+                **measured,
+            }
+        )
         if self.checkpointer is not None and trainer.is_global_zero:
             write_json(self.checkpointer.path / "metrics.json", self.epochs)
 

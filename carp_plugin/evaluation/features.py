@@ -2,80 +2,34 @@
 
 from __future__ import annotations
 
-import sys
-from typing import Any, Dict, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from rich.progress import track
 from torch.utils.data import DataLoader
 
-from carp_plugin.host import WeightedKNNClassifier
-
-
-class Features(NamedTuple):
-    """Features of a labelled set of images.
-
-    Attributes:
-        feats: (N, F) float32 on the CPU.
-        targets: (N,) int64.
-    """
-
-    feats: torch.Tensor
-    targets: torch.Tensor
-
-
-@torch.no_grad()
-def extract(
-    backbone: nn.Module, loader: DataLoader, device: torch.device, title: str = ""
-) -> Features:
-    """Features of every image of a loader, with the backbone in evaluation mode.
-
-    Args:
-        backbone: images (N, 3, H, W) to features (N, F); its mode is restored afterwards.
-        loader: gives (images, labels).
-        device: where to compute; the backbone is there already.
-        title: shown before the progress bar; no bar where it is empty, or without a terminal.
-
-    Returns:
-        Features: in the loader's order.
-    """
-    training = backbone.training
-    backbone.eval()
-    feats, targets = [], []
-    try:
-        for images, labels in track(
-            loader, description=title, disable=not (title and sys.stdout.isatty()), transient=True
-        ):
-            feats.append(backbone(images.to(device, non_blocking=True)).float().cpu())
-            targets.append(labels)
-    finally:
-        backbone.train(training)
-    return Features(torch.cat(feats), torch.cat(targets))
+from carp_plugin.evaluation.knn import weighted_knn
+from carp_plugin.evaluation.store import Features, extract
 
 
 def knn_accuracy(
     train: Features, val: Features, k: int = 20, temperature: float = 0.07
 ) -> Tuple[float, float]:
-    """Accuracy of the host's weighted k-NN classifier, appendix C.3 of the paper.
+    """Accuracy of the weighted k-NN classifier of appendix C.3.
 
     Args:
         train: the bank.
         val: the queries.
-        k: number of neighbours.
+        k: number of neighbours; all of a bank that is smaller.
         temperature: tau of the votes exp(similarity / tau); cosine similarity.
 
     Returns:
         Tuple[float, float]: top-1 and top-5 accuracy in percent.
     """
-    classifier = WeightedKNNClassifier(k=k, T=temperature, distance_fx="cosine")
-    # A metric of torchmetrics gathers over ranks; this is one rank's own measurement, the others are elsewhere.
-    classifier._to_sync = False
-    classifier.update(train_features=train.feats, train_targets=train.targets)
-    classifier.update(test_features=val.feats, test_targets=val.targets)
-    top1, top5 = classifier.compute()
-    return float(top1), float(top5)
+    k = min(k, len(train.feats))
+    found = weighted_knn(train, val, [k], temperature)
+    return found.top1[k], found.top5[k]
 
 
 def linear_accuracy(

@@ -1,10 +1,12 @@
-"""What both hosts share behind the door: what a resumed run must match, DALI's absence, a method's keys."""
+"""What both hosts share behind the door: what a resumed run must match, top-k, DALI's absence, a method's keys."""
 
 from __future__ import annotations
 
 import inspect
 import re
-from typing import Any, List, Set
+from typing import Any, Callable, List, Sequence, Set
+
+import torch
 
 from carp_plugin.errors import UserError
 
@@ -23,12 +25,28 @@ RESUME_MUST_MATCH: List[str] = [
     "accumulate_grad_batches",
     "precision",
     "seed",
+    "features",  # of a linear evaluation: which network of which checkpoint, and how its images are cut
 ]
 
 DALI_MISSING = (
     "data.format=dali needs NVIDIA DALI, which is not installed (or does not import here: {why}); "
     "install it with `pip install carp-plugin[dali]`, or set data.format=image_folder."
 )
+
+
+def within_classes(accuracy_at_k: Callable[..., Sequence[Any]]) -> Callable[..., Sequence[Any]]:
+    """The host's accuracy, for fewer classes than k too: then every class is among the first k, and it is 100 %.
+
+    Args:
+        accuracy_at_k: outputs (N, C), targets (N,) and a sequence of k; fails where a k is above C.
+    """
+
+    def limited(
+        outputs: torch.Tensor, targets: torch.Tensor, top_k: Sequence[int] = (1, 5)
+    ) -> Sequence[Any]:
+        return accuracy_at_k(outputs, targets, top_k=[min(k, outputs.size(1)) for k in top_k])
+
+    return limited
 
 
 def missing_dali(why: BaseException) -> type:

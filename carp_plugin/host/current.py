@@ -1,9 +1,10 @@
-"""solo-learn 1.0.6 and later (GitHub main): re-exports, and three defects of the host mended at the door."""
+"""solo-learn 1.0.6 and later (GitHub main): re-exports, and defects of the host mended at the door."""
 
 from __future__ import annotations
 
 from typing import Optional, Set
 
+from solo.args.linear import parse_cfg as parse_linear_cfg
 from solo.args.pretrain import parse_cfg as parse_pretrain_cfg
 from solo.data.classification_dataloader import (
     prepare_data as prepare_classification_data,
@@ -25,6 +26,7 @@ from solo.data.pretrain_dataloader import (
     prepare_datasets,
 )
 from solo.methods import METHODS
+from solo.methods import linear as _linear
 from solo.methods.base import BaseMethod, BaseMomentumMethod
 from solo.methods.linear import LinearModel
 from solo.utils.auto_resumer import AutoResumer
@@ -35,29 +37,45 @@ from solo.utils.lr_scheduler import LinearWarmupCosineAnnealingLR
 from solo.utils.misc import make_contiguous, omegaconf_select
 from solo.utils.momentum import MomentumUpdater, initialize_momentum_params
 
-from carp_plugin.host.common import RESUME_MUST_MATCH, keys_in_source, missing_dali
+from carp_plugin.host.common import (
+    RESUME_MUST_MATCH,
+    keys_in_source,
+    missing_dali,
+    within_classes,
+)
 
 try:
     from solo.data import dali_dataloader as _dali
-    from solo.data.dali_dataloader import PretrainDALIDataModule, build_transform_pipeline_dali
+    from solo.data.dali_dataloader import (
+        ClassificationDALIDataModule,
+        PretrainDALIDataModule,
+        build_transform_pipeline_dali,
+    )
 except ImportError as error:
     DALI_AVAILABLE = False
+    ClassificationDALIDataModule = missing_dali(error)
     PretrainDALIDataModule = build_transform_pipeline_dali = missing_dali(error)
 else:
     DALI_AVAILABLE = True
 
-    class _PretrainPipelineBuilder(_dali.PretrainPipelineBuilder):
+    class _WithoutDevice:
         """DALI refuses a device id on a machine without a GPU; a CPU pipeline has none."""
 
         @property
         def device_id(self) -> Optional[int]:
-            return None if self.device == "cpu" else self._device_id
+            return None if self.device == "cpu" else self._device_id  # type: ignore[attr-defined]
 
         @device_id.setter
         def device_id(self, value: int) -> None:
             self._device_id = value
 
-    _dali.PretrainPipelineBuilder = _PretrainPipelineBuilder
+    for _name in (
+        "PretrainPipelineBuilder",
+        "NormalPipelineBuilder",
+        "CustomNormalPipelineBuilder",
+    ):
+        _builder = getattr(_dali, _name)
+        setattr(_dali, _name, type(_name, (_WithoutDevice, _builder), {}))
 
 try:
     from solo.utils.auto_umap import AutoUMAP
@@ -65,6 +83,8 @@ except ImportError:
     AutoUMAP = None
 
 BACKBONES = BaseMethod._BACKBONES
+
+_linear.accuracy_at_k = within_classes(_linear.accuracy_at_k)
 
 # The host's resumer ignores what makes two runs of a method different; it compares these as well.
 AutoResumer.SHOULD_MATCH = AutoResumer.SHOULD_MATCH + [
@@ -91,6 +111,7 @@ __all__ = [
     "BaseMethod",
     "BaseMomentumMethod",
     "Checkpointer",
+    "ClassificationDALIDataModule",
     "DALI_AVAILABLE",
     "FullTransformPipeline",
     "LARS",
@@ -107,6 +128,7 @@ __all__ = [
     "make_contiguous",
     "method_keys",
     "omegaconf_select",
+    "parse_linear_cfg",
     "parse_pretrain_cfg",
     "prepare_classification_data",
     "prepare_classification_dataloaders",

@@ -58,7 +58,7 @@ def _checkout_version(root: Path) -> str:
     return found.group(1) if found else "unknown"
 
 
-def _checkout_commit(root: Path) -> Optional[str]:
+def checkout_commit(root: Path) -> Optional[str]:
     """The commit of a git checkout whose top is ``root`` (not of a repository that merely contains it)."""
     if not (root / ".git").exists():
         return None
@@ -109,7 +109,7 @@ def detect() -> HostInfo:
     kind = _kind(package)
     distribution = _distribution_of(package)
     if distribution is None:
-        version, commit = _checkout_version(package.parent), _checkout_commit(package.parent)
+        version, commit = _checkout_version(package.parent), checkout_commit(package.parent)
     else:
         version = distribution.version
         origin = json.loads(distribution.read_text("direct_url.json") or "{}")

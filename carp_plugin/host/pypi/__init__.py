@@ -12,9 +12,14 @@ with solo_importable():
     import solo.methods  # noqa: F401  (everything below finds it imported)
 mend_whitening()
 
-from carp_plugin.host.pypi.config import omegaconf_select, parse_pretrain_cfg  # noqa: E402
+from carp_plugin.host.pypi.config import (  # noqa: E402
+    omegaconf_select,
+    parse_linear_cfg,
+    parse_pretrain_cfg,
+)
 from carp_plugin.host.pypi.dali import (  # noqa: E402
     DALI_AVAILABLE,
+    ClassificationDALIDataModule,
     PretrainDALIDataModule,
     build_transform_pipeline_dali,
 )
@@ -51,6 +56,7 @@ __all__ = [
     "BaseMethod",
     "BaseMomentumMethod",
     "Checkpointer",
+    "ClassificationDALIDataModule",
     "DALI_AVAILABLE",
     "FullTransformPipeline",
     "LARS",
@@ -67,6 +73,7 @@ __all__ = [
     "make_contiguous",
     "method_keys",
     "omegaconf_select",
+    "parse_linear_cfg",
     "parse_pretrain_cfg",
     "prepare_classification_data",
     "prepare_classification_dataloaders",

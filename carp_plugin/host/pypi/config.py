@@ -16,23 +16,16 @@ CLASSES_PER_DATASET = {
     "imagenet100": 100,
 }
 
-_DEFAULTS: Dict[str, Any] = {
+_RUN_DEFAULTS: Dict[str, Any] = {
     "checkpoint.enabled": False,
     "checkpoint.dir": "trained_models",
     "checkpoint.frequency": 1,
     "checkpoint.keep_prev": False,
     "auto_resume.enabled": False,
     "auto_resume.max_hours": 36,
-    "auto_umap.enabled": False,
-    "auto_umap.dir": "auto_umap",
-    "auto_umap.frequency": 1,
     "dali.device": "gpu",
-    "dali.encode_indexes_into_labels": False,
-    "data.val_path": None,
     "data.format": "image_folder",
-    "data.no_labels": False,
     "data.fraction": -1,
-    "debug_augmentations": False,
     "wandb.enabled": False,
     "wandb.entity": None,
     "wandb.project": "solo-learn",
@@ -42,6 +35,27 @@ _DEFAULTS: Dict[str, Any] = {
     "strategy": None,
     "num_nodes": 1,
     "optimizer.kwargs": {},
+}
+
+_PRETRAIN_DEFAULTS: Dict[str, Any] = {
+    **_RUN_DEFAULTS,
+    "auto_umap.enabled": False,
+    "auto_umap.dir": "auto_umap",
+    "auto_umap.frequency": 1,
+    "dali.encode_indexes_into_labels": False,
+    "data.val_path": None,
+    "data.no_labels": False,
+    "debug_augmentations": False,
+}
+
+_LINEAR_DEFAULTS: Dict[str, Any] = {
+    **_RUN_DEFAULTS,
+    "backbone.kwargs": {},
+    "pretrain_method": None,
+    "auto_augment": False,
+    "label_smoothing": 0.0,
+    "mixup": 0.0,
+    "cutmix": 0.0,
 }
 
 _OPTIMIZER_DEFAULTS: Dict[str, Dict[str, Any]] = {
@@ -91,15 +105,44 @@ def parse_pretrain_cfg(cfg: DictConfig) -> DictConfig:
     Returns:
         DictConfig: the same object, changed in place.
     """
-    with_defaults(cfg, _DEFAULTS)
+    with_defaults(cfg, _PRETRAIN_DEFAULTS)
+    _count_classes(cfg)
+    count_crops(cfg)
+    scale = _scale_lr(cfg)
+    if cfg.data.val_path is not None:
+        cfg.optimizer.classifier_lr = cfg.optimizer.classifier_lr * scale
+    return _with_optimizer_defaults(cfg)
+
+
+def parse_linear_cfg(cfg: DictConfig) -> DictConfig:
+    """Adds the defaults of a linear evaluation and scales lr by batch · devices · nodes / 256.
+
+    Args:
+        cfg: the configuration; ``devices`` is a list.
+
+    Returns:
+        DictConfig: the same object, changed in place.
+    """
+    with_defaults(cfg, _LINEAR_DEFAULTS)
+    _count_classes(cfg)
+    _scale_lr(cfg)
+    return _with_optimizer_defaults(cfg)
+
+
+def _count_classes(cfg: DictConfig) -> None:
     cfg.data.num_classes = CLASSES_PER_DATASET.get(cfg.data.dataset) or max(
         1, sum(entry.is_dir() for entry in os.scandir(cfg.data.train_path))
     )
-    count_crops(cfg)
+
+
+def _scale_lr(cfg: DictConfig) -> float:
+    """Scales the learning rate by the global batch and returns the factor."""
     scale = cfg.optimizer.batch_size * len(cfg.devices) * cfg.num_nodes / 256
     cfg.optimizer.lr = cfg.optimizer.lr * scale
-    if cfg.data.val_path is not None:
-        cfg.optimizer.classifier_lr = cfg.optimizer.classifier_lr * scale
+    return scale
+
+
+def _with_optimizer_defaults(cfg: DictConfig) -> DictConfig:
     extra = {
         f"optimizer.kwargs.{k}": v
         for k, v in _OPTIMIZER_DEFAULTS.get(cfg.optimizer.name, {}).items()

@@ -1,4 +1,4 @@
-"""NVIDIA DALI pretraining data of solo-learn 1.0.2 as the current host's data module."""
+"""NVIDIA DALI data of solo-learn 1.0.2, to pretrain and for linear evaluation, as the current host's data modules."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from carp_plugin.host.common import missing_dali
 try:
     from nvidia.dali.pipeline import Pipeline
     from nvidia.dali.plugin.pytorch import LastBatchPolicy
-    from solo.methods.dali import PretrainWrapper
-    from solo.utils.dali_dataloader import CustomTransform, PretrainPipeline
+    from solo.methods.dali import PretrainWrapper, Wrapper
+    from solo.utils.dali_dataloader import CustomTransform, NormalPipeline, PretrainPipeline
 except ImportError as error:
     DALI_AVAILABLE = False
+    ClassificationDALIDataModule = missing_dali(error)
     PretrainDALIDataModule = build_transform_pipeline_dali = missing_dali(error)
 else:
     DALI_AVAILABLE = True
@@ -31,6 +32,9 @@ else:
 
     class _CPUPretrainPipeline(PretrainPipeline, _WithoutDevice):
         """1.0.2's pipeline on the CPU; its own constructor adds the device id to the seed first."""
+
+    class _CPUNormalPipeline(NormalPipeline, _WithoutDevice):
+        """1.0.2's pipeline of labelled images on the CPU."""
 
     def build_transform_pipeline_dali(dataset: str, cfg: Any, dali_device: str) -> Callable:
         """Augmentation of one view for DALI, from a node of ``augmentations``.
@@ -131,5 +135,60 @@ else:
             """The loader of this rank."""
             return self.train_loader
 
+    class ClassificationDALIDataModule(pl.LightningDataModule):  # type: ignore[no-redef]
+        """Labelled training batches (images, labels) from DALI at 224 pixels; arguments as on the current host.
 
-__all__ = ["DALI_AVAILABLE", "PretrainDALIDataModule", "build_transform_pipeline_dali"]
+        Validation images are left to a loader of torch's, which keeps their order.
+        """
+
+        def __init__(
+            self,
+            dataset: str,
+            train_data_path: Union[str, Path],
+            val_data_path: Union[str, Path],
+            batch_size: int,
+            num_workers: int = 4,
+            data_fraction: float = -1.0,
+            dali_device: str = "gpu",
+        ) -> None:
+            super().__init__()
+            if data_fraction > 0:
+                raise UserError(
+                    "data.fraction with data.format=dali needs solo-learn 1.0.6 or later."
+                )
+            self.train_data_path = Path(train_data_path)
+            self.batch_size, self.num_workers = batch_size, num_workers
+            self.dali_device = dali_device
+
+        def setup(self, stage: Optional[str] = None) -> None:
+            """Builds the pipeline of this rank's shard."""
+            trainer: Any = self.trainer
+            pipeline = (_CPUNormalPipeline if self.dali_device == "cpu" else NormalPipeline)(
+                str(self.train_data_path),
+                batch_size=self.batch_size,
+                device=self.dali_device,
+                validation=False,
+                device_id=trainer.local_rank,
+                shard_id=trainer.global_rank,
+                num_shards=trainer.world_size,
+                num_threads=self.num_workers,
+            )
+            self.train_loader = Wrapper(
+                pipeline,
+                output_map=["x", "label"],
+                reader_name="Reader",
+                last_batch_policy=LastBatchPolicy.DROP,
+                auto_reset=True,
+            )
+
+        def train_dataloader(self) -> Any:
+            """The loader of this rank."""
+            return self.train_loader
+
+
+__all__ = [
+    "ClassificationDALIDataModule",
+    "DALI_AVAILABLE",
+    "PretrainDALIDataModule",
+    "build_transform_pipeline_dali",
+]

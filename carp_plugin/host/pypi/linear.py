@@ -6,9 +6,11 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from solo.methods import linear as _linear
 from solo.methods.linear import LinearModel as _LinearModel
 
 from carp_plugin.errors import UserError
+from carp_plugin.host.common import within_classes
 from carp_plugin.host.pypi import optim
 from carp_plugin.host.pypi.config import with_defaults
 
@@ -25,6 +27,8 @@ _DEFAULTS: Dict[str, Any] = {
     "scheduler.interval": "step",
     "performance.disable_channel_last": False,
 }
+
+_linear.accuracy_at_k = within_classes(_linear.accuracy_at_k)
 
 
 class LinearModel(_LinearModel):

@@ -1,0 +1,262 @@
+"""Checks of a configuration that pretraining and linear evaluation share; each mistake is one sentence."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from pathlib import Path
+from typing import Any, Dict, Iterable, Iterator, List, Optional
+
+from lightning.pytorch import Trainer
+from omegaconf import DictConfig, OmegaConf
+
+from carp_plugin.data.photos import prepare_photos
+from carp_plugin.errors import UserError, did_you_mean
+from carp_plugin.host import omegaconf_select
+
+DATASETS = ("cifar10", "cifar100", "stl10", "imagenet", "imagenet100", "custom")
+OPTIMIZERS = ("sgd", "lars", "adam", "adamw")
+SCHEDULERS = ("warmup_cosine", "step", "none")
+FORMATS = ("image_folder", "dali", "h5")
+
+FREE = None  # a leaf, or a node whose keys somebody else knows
+
+#: Keys that every run has, pretraining or linear evaluation.
+RUN_KEYS: Dict[str, Any] = {
+    "name": FREE,
+    "backbone": {"name": FREE, "kwargs": FREE},
+    "scheduler": {
+        "name": FREE,
+        "min_lr": FREE,
+        "warmup_start_lr": FREE,
+        "warmup_epochs": FREE,
+        "lr_decay_steps": FREE,
+        "interval": FREE,
+    },
+    "checkpoint": {"enabled": FREE, "dir": FREE, "frequency": FREE, "keep_prev": FREE},
+    "auto_resume": {"enabled": FREE, "max_hours": FREE},
+    "wandb": {"enabled": FREE, "entity": FREE, "project": FREE, "offline": FREE},
+    "performance": {"disable_channel_last": FREE},
+    "seed": FREE,
+    "resume_from_checkpoint": FREE,
+    "num_nodes": FREE,
+}
+
+
+def trainer_keys() -> List[str]:
+    """The arguments of Lightning's trainer, each of which a configuration may hold."""
+    return list(inspect.signature(Trainer.__init__).parameters)
+
+
+def dotted(known: Dict[str, Any], path: str = "") -> Iterator[str]:
+    """Every dotted key of a tree of keys, nodes and leaves."""
+    for key, below in known.items():
+        yield f"{path}{key}"
+        if below is not FREE:
+            yield from dotted(below, f"{path}{key}.")
+
+
+def check_keys(node: DictConfig, known: Dict[str, Any], path: str = "") -> None:
+    """Every key of the node is known, down to where ``known`` ends.
+
+    Args:
+        node: of the configuration.
+        known: its keys, each with a tree like this one, or ``FREE``.
+        path: of the node, with a dot at its end.
+
+    Raises:
+        UserError: the first key that is not known, with near misses.
+    """
+    for key in map(str, node):
+        name = f"{path}{key}"
+        if key not in known:
+            raise UserError(
+                f"{name} is not a key of the configuration{did_you_mean(str(key), known)}"
+            )
+        below = known[key]
+        value = node._get_node(key)
+        if below is FREE or value is None or value._is_none():
+            continue
+        if not isinstance(value, DictConfig):
+            raise UserError(f"{name} must hold keys ({', '.join(below)}), got {node[key]!r}.")
+        check_keys(value, below, f"{name}.")
+
+
+def check_required(cfg: DictConfig, required: Iterable[str]) -> None:
+    """Every one of the dotted keys has a value.
+
+    Raises:
+        UserError: the first that has none.
+    """
+    for key in required:
+        if OmegaConf.is_missing(cfg, key) or omegaconf_select(cfg, key) is None:
+            raise UserError(
+                f"{key} is missing from the configuration; add it to the yaml file or as {key}=VALUE."
+            )
+
+
+def check_settings(cfg: DictConfig) -> None:
+    """Numbers and names that every training has: epochs, batch, optimizer, schedule, seed.
+
+    Raises:
+        UserError: the first that is of another kind than expected.
+    """
+    whole("max_epochs", cfg.max_epochs, 1)
+    whole("optimizer.batch_size", cfg.optimizer.batch_size, 1)
+    whole("data.num_workers", cfg.data.num_workers, 0)
+    for key in ("lr", "weight_decay"):
+        number(f"optimizer.{key}", cfg.optimizer[key], 0)
+    for key in ("min_lr", "warmup_start_lr", "warmup_epochs"):
+        value = omegaconf_select(cfg, f"scheduler.{key}")
+        if value is not None:
+            number(f"scheduler.{key}", value, 0)
+    one_of("optimizer.name", cfg.optimizer.name, OPTIMIZERS)
+    one_of("scheduler.name", cfg.scheduler.name, SCHEDULERS)
+    seed = omegaconf_select(cfg, "seed")
+    if seed is not None:
+        whole("seed", seed, 0)
+    if cfg.scheduler.name == "step" and not omegaconf_select(cfg, "scheduler.lr_decay_steps"):
+        raise UserError("scheduler.name=step needs scheduler.lr_decay_steps, a list of epochs.")
+
+
+def prepare_data_folder(cfg: DictConfig) -> None:
+    """Writes the embedded photographs where ``data.prepare: photos`` asks for them.
+
+    Raises:
+        UserError: an unknown data set, or a folder that cannot be written.
+    """
+    prepare = omegaconf_select(cfg, "data.prepare")
+    if prepare is None:
+        return
+    one_of("data.prepare", prepare, ("photos",))
+    prepare_photos(Path(cfg.data.train_path).parent)  # several processes may do so at once
+
+
+def check_data(cfg: DictConfig) -> None:
+    """The data set is known, and its folders are there in the layout that it needs.
+
+    Raises:
+        UserError: the first thing that is missing.
+    """
+    one_of("data.dataset", cfg.data.dataset, DATASETS)
+    one_of("data.format", omegaconf_select(cfg, "data.format", "image_folder"), FORMATS)
+    if cfg.data.dataset in ("cifar10", "cifar100", "stl10"):
+        return
+    if omegaconf_select(cfg, "data.format") == "h5":
+        exists("data.train_path", cfg.data.train_path, Path.is_file, "an HDF5 file")
+        return
+    train = exists("data.train_path", cfg.data.train_path, Path.is_dir, "a folder")
+    flat = bool(omegaconf_select(cfg, "data.no_labels", False))
+    _check_image_folder("data.train_path", train, flat)
+    val_path = omegaconf_select(cfg, "data.val_path")
+    if val_path is not None and not flat:
+        val = exists("data.val_path", val_path, Path.is_dir, "a folder")
+        _check_image_folder("data.val_path", val, flat=False)
+        missing = set(_folders(val)) ^ set(_folders(train))
+        if missing:
+            raise UserError(
+                f"the class folders of data.train_path={train} and data.val_path={val} differ "
+                f"({', '.join(sorted(missing)[:5])}{', …' if len(missing) > 5 else ''}); "
+                "both must hold one folder a class, of the same names."
+            )
+
+
+def _folders(root: Path) -> List[str]:
+    return [path.name for path in root.iterdir() if path.is_dir()]
+
+
+def _check_image_folder(key: str, root: Path, flat: bool) -> None:
+    """A labelled folder holds one folder a class, a flat one nothing but images."""
+    classes = _folders(root)
+    if flat and classes:
+        raise UserError(
+            f"{key}={root} holds folders ({classes[0]}, …), but data.no_labels=True expects images directly in it; "
+            "set data.no_labels=False for one folder a class."
+        )
+    if flat and not any(path.is_file() for path in root.iterdir()):
+        raise UserError(f"{key}={root} holds no image.")
+    if not flat and not classes:
+        raise UserError(
+            f"{key}={root} holds no class folder; expected one folder a class with images in it, "
+            "or set data.no_labels=True for a flat folder of unlabelled images."
+        )
+
+
+def exists(key: str, value: Any, test: Any, what: str) -> Path:
+    """A path that passes a test.
+
+    Args:
+        key: of the configuration.
+        value: of the key.
+        test: ``Path.is_dir`` or ``Path.is_file``.
+        what: the test in words.
+
+    Raises:
+        UserError: it does not.
+    """
+    path = Path(str(value))
+    if not test(path):
+        here = "" if path.is_absolute() else f" (from {Path.cwd()})"
+        state = "is not " + what if path.exists() else "does not exist"
+        raise UserError(f"{key}={value} {state}{here}; give {what} that exists as {key}=PATH.")
+    return path
+
+
+def check_writable(cfg: DictConfig) -> None:
+    """Checkpoints can be written to ``checkpoint.dir``, if they are wanted.
+
+    Raises:
+        UserError: the folder cannot be made or written to.
+    """
+    if omegaconf_select(cfg, "checkpoint.enabled", False):
+        folder = Path(omegaconf_select(cfg, "checkpoint.dir", "trained_models"))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"checkpoint.dir={folder} cannot be made ({error.strerror}); give another folder."
+            ) from None
+        if not os.access(folder, os.W_OK):
+            raise UserError(f"checkpoint.dir={folder} cannot be written to; give another folder.")
+
+
+def one_of(key: str, value: Any, known: Iterable[str]) -> None:
+    """A value that is among the known ones.
+
+    Raises:
+        UserError: it is not, with near misses.
+    """
+    names = list(known)
+    if value not in names:
+        raise UserError(f"{key}={value} is unknown{did_you_mean(str(value), names)}")
+
+
+def number(key: str, value: Any, low: float, high: Optional[float] = None) -> None:
+    """A finite number within [low, high].
+
+    Raises:
+        UserError: anything else.
+    """
+    numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if (
+        not numeric
+        or not low <= value <= (float("inf") if high is None else high)
+        or value == float("inf")
+    ):
+        within = f"of at least {low}" if high is None else f"between {low} and {high}"
+        raise UserError(f"{key} must be a number {within}, got {value!r}{_yaml_hint(value)}.")
+
+
+def whole(key: str, value: Any, low: int) -> None:
+    """A whole number of at least ``low``.
+
+    Raises:
+        UserError: anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise UserError(f"{key} must be a whole number of at least {low}, got {value!r}.")
+
+
+def _yaml_hint(value: Any) -> str:
+    """YAML 1.1 reads 1e-6 as a word where a dot is missing; Hydra does not, other tools do."""
+    return " (a word, not a number)" if isinstance(value, str) else ""

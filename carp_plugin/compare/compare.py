@@ -1,0 +1,46 @@
+"""A comparison from its configuration to its page."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Dict, List
+
+from omegaconf import DictConfig
+
+from carp_plugin.compare import search
+#PAGEfrom carp_plugin.compare.page import write_page
+from carp_plugin.compare.plan import plan as planned
+from carp_plugin.compare.results import write_results
+from carp_plugin.compare.runner import run
+from carp_plugin.compare.statistics import table
+from carp_plugin.report import say
+
+
+def compare(cfg: DictConfig) -> Dict[str, Any]:
+    """Trains and evaluates every method with every seed, and shows them side by side.
+
+    Args:
+        cfg: as Hydra composed it; see ``scripts/compare/photos.yaml``.
+
+    Returns:
+        Dict[str, Any]: what results.json holds.
+
+    Raises:
+        UserError: a mistake in the configuration, the data or the folder of the results.
+        KeyboardInterrupt: on Ctrl-C, with a sentence that says what is finished.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    plan = planned(cfg)
+    say(f"{len(plan.jobs)} runs, {plan.cfg.jobs} at a time; results go to {plan.root}")
+
+    def finished(runs: List[Dict[str, Any]]) -> None:
+        write_results(plan, runs)
+
+    results = write_results(plan, run(plan, finished))
+    if "search" in results:
+        say(search.table(results["search"]))
+    else:
+        say(table(results))
+        say(f"page    {write_page(results, plan.root)}")
+    say(f"results {plan.root / 'results.json'}")
+    return results

@@ -1,0 +1,78 @@
+"""Gathers what the runs wrote: results.json, the table and the page."""
+
+from __future__ import annotations
+
+import datetime
+import shlex
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, Mapping
+
+import numpy as np
+
+from carp_plugin.callbacks.history import write_json
+from carp_plugin.compare.plan import Plan
+from carp_plugin.compare.search import chosen
+from carp_plugin.compare.statistics import markdown, summarise
+from carp_plugin.config import plain
+
+SCHEMA = 1
+
+
+def write_results(plan: Plan, runs: List[Dict[str, Any]]) -> Dict[str, Any]:
+    """Writes ``results.json`` of the runs that are finished.
+
+    Args:
+        plan: of the comparison.
+        runs: their results.
+
+    Returns:
+        Dict[str, Any]: what was written.
+    """
+    cfg = plan.cfg
+    trained = [run for run in runs if run.get("provenance")]
+    first = trained[0]["provenance"] if trained else {}
+    headline = cfg.get("evaluation", {}).get("k", 20)
+    results: Dict[str, Any] = {
+        "schema": SCHEMA,
+        "name": cfg.name,
+        "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "date": datetime.date.today().isoformat(),
+        **{key: first.get(key) for key in ("commit", "host", "versions", "machine")},
+        "data": {
+            "train_path": cfg.data.train_path,
+            "val_path": cfg.data.val_path,
+            "train_images": count_images(cfg.data.train_path),
+            "val_images": count_images(cfg.data.val_path),
+            "classes": sum(path.is_dir() for path in Path(cfg.data.train_path).iterdir()),
+        },
+        "protocol": {
+            "knn": {**plain(cfg.knn), "headline_k": headline} if cfg.knn else None,
+            "linear": cfg.linear and plain(cfg.linear),
+        },
+        "config": plain(cfg),
+        "runs": runs,
+    }
+    if cfg.trials:
+        trials = {method: plain(cfg.trials[method]) for method in cfg.methods}
+        results["search"] = chosen(runs, trials, headline)
+    else:
+        results["summary"] = summarise(
+            runs, lambda run: correct_of(plan.root, run), headline_k=headline
+        )
+        (plan.root / "table.md").write_text(markdown(results))
+    write_json(plan.root / "results.json", results)
+    return results
+
+
+def count_images(root: str) -> int:
+    """Files in the class folders of an ImageFolder."""
+    return sum(path.is_file() for path in Path(root).glob("*/*"))
+
+
+def correct_of(root: Path, run: Mapping[str, Any]) -> Dict[str, np.ndarray]:
+    """Whether each validation image was classified correctly: (Q,) bool for every measurement of a run."""
+    if not run.get("correct"):
+        return {}
+    with np.load(root / run["correct"]) as arrays:
+        return dict(arrays)

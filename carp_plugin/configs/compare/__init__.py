@@ -1,0 +1,1 @@
+"""What a comparison and the search before it share."""

@@ -1,0 +1,263 @@
+"""Pretrained networks from checkpoints: read without running code, loaded strictly, and said in one sentence.
+
+``load_pretrained`` builds the whole method that ``args.json`` describes and puts every tensor of the checkpoint into
+it; a tensor that is missing, left over or of another shape is an error, never a silently random weight.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Iterator, Tuple, Union
+
+import torch
+import torch.nn as nn
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from carp_plugin import register
+from carp_plugin.errors import UserError, did_you_mean
+from carp_plugin.evaluation.state import (
+    current_names,
+    epoch_in_name,
+    find_checkpoint,
+    fit,
+    read_checkpoint,
+    read_state_dict,
+)
+from carp_plugin.host import BACKBONES, METHODS, omegaconf_select
+
+#: Buffers that a method of the hosts makes only while it trains: SwAV's queue, DeepClusterV2's memory, All4One's cache
+#: of a positional encoding. A checkpoint holds them and a freshly built method does not. No backbone or projector reads
+#: them, so that they may be left over, under exactly these names, and the sentence names them. Any other tensor that is
+#: left over is an error.
+TRAINING_BUFFERS = (
+    "queue",
+    "local_memory_index",
+    "local_memory_embeddings",
+    "pos_enc.penc.penc.cached_penc",
+)
+
+_BACKBONE = {"student": "backbone", "teacher": "momentum_backbone"}
+#: DINO calls its projector head.
+_PROJECTOR = {
+    "student": ("projector", "head"),
+    "teacher": ("momentum_projector", "momentum_head"),
+}
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A method with the weights of a checkpoint, in evaluation mode on the CPU.
+
+    Attributes:
+        path: of the checkpoint.
+        cfg: the configuration of its run, from ``args.json``.
+        method: its name.
+        epoch: of the checkpoint, counted from 0.
+        model: the host's LightningModule.
+        tensors: how many were loaded, all that the model has.
+        sentence: what was loaded, for the terminal.
+    """
+
+    path: Path
+    cfg: DictConfig
+    method: str
+    epoch: int
+    model: nn.Module
+    tensors: int
+    sentence: str
+
+    @property
+    def networks(self) -> Tuple[str, ...]:
+        """``("student",)``, or ``("student", "teacher")`` where the method has a momentum copy."""
+        return tuple(
+            name for name, attribute in _BACKBONE.items() if hasattr(self.model, attribute)
+        )
+
+    def backbone(self, which: str = "student") -> nn.Module:
+        """The backbone: images (N, 3, H, W) to features (N, F).
+
+        Raises:
+            UserError: the method has no such network.
+        """
+        if which not in self.networks:
+            raise UserError(f"{self.method} has no {which}; it has {' and '.join(self.networks)}.")
+        return getattr(self.model, _BACKBONE[which])
+
+    def projector(self, which: str = "student") -> nn.Module:
+        """The projector alone: features (N, F) of the backbone to embeddings (N, D).
+
+        Raises:
+            UserError: the method has no such network, or no projector in it.
+        """
+        self.backbone(which)
+        for name in _PROJECTOR[which]:
+            module = getattr(self.model, name, None)
+            if isinstance(module, nn.Module):
+                return module
+        raise UserError(
+            f"the {which} of {self.method} has no projector; use the features of its backbone."
+        )
+
+    def network(self, which: str = "student", features: str = "backbone") -> nn.Module:
+        """A network as one module, which shares its weights with ``model``.
+
+        Args:
+            which: ``"student"`` or ``"teacher"``, the momentum copy.
+            features: ``"backbone"`` or ``"projector"``.
+
+        Returns:
+            nn.Module: images (N, 3, H, W) to features (N, F) float32.
+
+        Raises:
+            UserError: the method has no such network.
+        """
+        if features not in ("backbone", "projector"):
+            raise UserError(f"features={features} is unknown; choose from backbone, projector")
+        backbone = self.backbone(which)
+        if features == "backbone":
+            return backbone
+        return nn.Sequential(backbone, self.projector(which)).eval()
+
+
+def load_pretrained(path: Union[str, Path]) -> Pretrained:
+    """Builds the method of a checkpoint through the host and loads all of its tensors strictly.
+
+    Works for the checkpoints of carp_plugin's and of solo-learn's ``main_pretrain.py``, which write the configuration
+    as ``args.json`` beside them. ``TRAINING_BUFFERS`` that are left over are the only tensors that are not loaded.
+
+    Args:
+        path: a checkpoint, or the folder of a run; see :func:`find_checkpoint`.
+
+    Raises:
+        UserError: no checkpoint or one that cannot be read, no ``args.json``, a configuration that the installed host
+            cannot build, or tensors that do not fit.
+    """
+    path = find_checkpoint(path)
+    cfg = read_cfg(path)
+    content = read_checkpoint(path)
+    model = _built(cfg, path)
+    own, state = model.state_dict(), current_names(content["state_dict"])
+    buffers = [name for name in TRAINING_BUFFERS if name in state and name not in own]
+    state = {name: tensor for name, tensor in state.items() if name not in buffers}
+    result = fit(own, state)
+    if result.complaint():
+        backbone = any(name.startswith(tuple(_BACKBONE.values())) for name in result.reshaped)
+        raise UserError(
+            f"the checkpoint {path} does not fit the {cfg.method} on {cfg.backbone.name} that its args.json describes: "
+            f"{result.complaint()}; "
+            + ("name another backbone there, " if backbone else "")
+            + "put back the args.json that this run wrote."
+        )
+    model.load_state_dict(state, strict=True)
+    model.eval()
+    epoch = int(content.get("epoch", epoch_in_name(path)))
+    tensors = result.total
+    sentence = f"{tensors} of {tensors} tensors loaded from {path} ({cfg.method}, epoch {epoch})"
+    if buffers:
+        sentence += f"; not needed after training and left out: {', '.join(buffers)}"
+    return Pretrained(path, cfg, cfg.method, epoch, model, tensors, sentence)
+
+
+def read_cfg(path: Path) -> DictConfig:
+    """The configuration beside a checkpoint, as the hosts' checkpointer writes it.
+
+    Raises:
+        UserError: there is no ``args.json``, or none that names a method and a backbone.
+    """
+    args = path.with_name("args.json")
+    if not args.is_file():
+        raise UserError(
+            f"there is no args.json beside {path}; the method cannot be built without the configuration that its "
+            "training run wrote there: keep both files together."
+        )
+    try:
+        cfg = OmegaConf.create(json.loads(args.read_text()))
+    except (ValueError, OmegaConfBaseException) as error:
+        raise UserError(
+            f"{args} cannot be read ({' '.join(str(error).split())[:120]}); copy it again."
+        ) from error
+    if not isinstance(cfg, DictConfig):
+        raise UserError(f"{args} must hold the keys of a configuration, got a list.")
+    for key in ("method", "backbone.name", "data.dataset"):
+        try:
+            value = omegaconf_select(cfg, key)
+        except OmegaConfBaseException:
+            value = None  # solo-learn 1.0.2's own scripts write flat arguments
+        if not isinstance(value, str):
+            raise UserError(
+                f"{args} has no {key}; expected the configuration that carp_plugin, or solo-learn 1.0.6 and later, "
+                "writes beside its checkpoints."
+            )
+    register()
+    for key, known in (("method", METHODS), ("backbone.name", BACKBONES)):
+        value = omegaconf_select(cfg, key)
+        if value not in known:
+            raise UserError(
+                f"{args} names {key}={value}, which the installed solo-learn does not have"
+                f"{did_you_mean(str(value), known)}"
+            )
+    return cfg
+
+
+def _built(cfg: DictConfig, path: Path) -> nn.Module:
+    """The method of a configuration, with random weights."""
+    try:
+        with _advice_silenced():
+            model = METHODS[cfg.method](cfg)
+    except (OmegaConfBaseException, AssertionError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise UserError(
+            f"the args.json beside {path} does not build a {cfg.method} on the installed solo-learn ({reason}); "
+            "evaluate it with the release that trained it."
+        ) from error
+    if not omegaconf_select(cfg, "performance.disable_channel_last", False):
+        model = model.to(memory_format=torch.channels_last)
+    return model
+
+
+@contextmanager
+def _advice_silenced() -> Iterator[None]:
+    """The host warns about schedules when it builds a method; here nothing is trained."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def load_backbone(path: Union[str, Path], backbone: nn.Module, which: str = "student") -> str:
+    """Loads the backbone of a checkpoint, and nothing else of it, strictly; needs no ``args.json``.
+
+    Args:
+        path: a checkpoint, or the folder of a run.
+        backbone: without its classification layer; changed in place.
+        which: ``"student"`` or ``"teacher"``, the momentum copy.
+
+    Returns:
+        str: what was loaded, for the terminal.
+
+    Raises:
+        UserError: the checkpoint cannot be read, has no such backbone, or its tensors are of another one.
+    """
+    path = find_checkpoint(path)
+    prefix = _BACKBONE[which] + "."
+    everything = current_names(read_state_dict(path))
+    state = {k[len(prefix) :]: v for k, v in everything.items() if k.startswith(prefix)}
+    if not state:
+        raise UserError(
+            f"the checkpoint {path} has no {which}: no tensor of it is called {prefix}…; "
+            + ("use the student." if which == "teacher" else "give a checkpoint of a pretraining.")
+        )
+    result = fit(backbone.state_dict(), state)
+    if result.complaint():
+        raise UserError(
+            f"the {which} of {path} is another backbone, {result.complaint()}; name the one it was trained with."
+        )
+    backbone.load_state_dict(state, strict=True)
+    return f"{result.total} of {result.total} tensors of the {which}'s backbone loaded from {path}"

@@ -1,0 +1,185 @@
+"""What every training run shares, pretraining or linear evaluation: trainer, resuming, checkpoints and summary."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.loggers.wandb import WandbLogger
+from lightning.pytorch.strategies.ddp import DDPStrategy
+from omegaconf import DictConfig
+
+from carp_plugin.callbacks.checkpoint import AtomicCheckpointIO, Checkpointer, check_checkpoint
+from carp_plugin.callbacks.history import History, Measure, write_json
+from carp_plugin.config import plain
+from carp_plugin.errors import UserError
+from carp_plugin.host import AutoResumer
+from carp_plugin.report import Plan, say
+
+
+class TrainingRun:
+    """A module that is trained with Lightning, checkpointed after every epoch and resumed where it stopped.
+
+    Args:
+        cfg: parsed configuration.
+        model: what is trained.
+        plan: the numbers of the run.
+        folder: where its checkpoints go, each run in a folder of its own.
+        measure: further metrics at the end of an epoch; see :class:`History`.
+    """
+
+    def __init__(
+        self,
+        cfg: DictConfig,
+        model: LightningModule,
+        plan: Plan,
+        folder: Path,
+        measure: Optional[Measure] = None,
+    ) -> None:
+        self.cfg, self.model, self.plan, self.folder = cfg, model, plan, folder
+        self.resumed_from: Optional[Path] = None
+        self.checkpointer: Optional[Checkpointer] = None
+        if cfg.checkpoint.enabled:
+            self.checkpointer = Checkpointer(
+                cfg, folder, cfg.checkpoint.frequency, cfg.checkpoint.keep_prev
+            )
+        self.history = History(self.checkpointer, measure)
+
+    def resume(self) -> Tuple[Optional[Path], Optional[str]]:
+        """The checkpoint to go on from, and its wandb run.
+
+        Raises:
+            UserError: ``resume_from_checkpoint`` does not exist, or the checkpoint is of another model.
+        """
+        cfg = self.cfg
+        if cfg.resume_from_checkpoint is not None:
+            path = Path(cfg.resume_from_checkpoint)
+            if not path.is_file():
+                raise UserError(
+                    f"resume_from_checkpoint={path} does not exist; give a .ckpt file, or leave it out."
+                )
+            check_checkpoint(path, self.model)
+            return path, None
+        if not cfg.auto_resume.enabled:
+            return None, None
+        resumer = AutoResumer(self.folder, max_hours=cfg.auto_resume.max_hours)
+        found, wandb_run_id = resumer.find_checkpoint(cfg)
+        if found is None:
+            return None, None
+        check_checkpoint(Path(found), self.model)
+        say(
+            f"resuming from {found}, a run of the same settings (auto_resume.enabled=False starts anew)"
+        )
+        return Path(found), wandb_run_id
+
+    def callbacks(self) -> List[Callback]:
+        """History, checkpointer and, with wandb, the learning rate."""
+        # The history stands before the checkpointer, so that a checkpoint holds its own epoch.
+        callbacks: List[Callback] = [self.history]
+        if self.checkpointer is not None:
+            callbacks.append(self.checkpointer)
+        if self.cfg.wandb.enabled:
+            callbacks.append(LearningRateMonitor(logging_interval="step"))
+        return callbacks
+
+    def _logger(self, wandb_run_id: Optional[str]) -> Any:
+        cfg = self.cfg
+        if not cfg.wandb.enabled:
+            return False
+        logger = WandbLogger(
+            name=cfg.name,
+            project=cfg.wandb.project,
+            entity=cfg.wandb.entity,
+            offline=cfg.wandb.offline,
+            resume="allow" if wandb_run_id else None,
+            id=wandb_run_id,
+        )
+        logger.watch(self.model, log="gradients", log_freq=100)
+        logger.log_hyperparams(plain(cfg))
+        return logger
+
+    def trainer(self, wandb_run_id: Optional[str] = None) -> Trainer:
+        """Lightning's trainer with every argument of it that the configuration names.
+
+        Raises:
+            UserError: Lightning refuses the settings.
+        """
+        cfg = self.cfg
+        valid = inspect.signature(Trainer.__init__).parameters
+        kwargs = {key: value for key, value in plain(cfg).items() if key in valid}
+        strategy = cfg.strategy or "auto"
+        kwargs.update(
+            logger=self._logger(wandb_run_id),
+            callbacks=self.callbacks(),
+            enable_checkpointing=False,
+            strategy=DDPStrategy(find_unused_parameters=False) if strategy == "ddp" else strategy,
+            plugins=[AtomicCheckpointIO()],
+            # Lightning counts processes on a CPU and names cards elsewhere.
+            devices=len(cfg.devices) if cfg.accelerator == "cpu" else list(cfg.devices),
+        )
+        kwargs.setdefault("enable_model_summary", False)
+        kwargs.setdefault("log_every_n_steps", max(1, min(50, self.plan.steps_per_epoch)))
+        try:
+            return Trainer(**kwargs)
+        except (ValueError, TypeError, RuntimeError, ModuleNotFoundError) as error:
+            raise UserError(
+                f"Lightning's trainer refuses these settings: {' '.join(str(error).split())}"
+            ) from error
+
+    def fit(self, trainer: Trainer, train: Any, val: Any) -> None:
+        """Trains, from ``resumed_from`` on; an interrupted run says what is left of it.
+
+        Args:
+            trainer: from :meth:`trainer`.
+            train: training loader, or a DALI data module, which serves the validation images too.
+            val: validation loader, or None.
+
+        Raises:
+            KeyboardInterrupt: with a sentence that says how to go on.
+        """
+        loaders: Dict[str, Any] = {"datamodule": train}
+        if self.cfg.data.format != "dali":
+            loaders = {"train_dataloaders": train, "val_dataloaders": val}
+        if "weights_only" in inspect.signature(trainer.fit).parameters:  # lightning 2.6 and later
+            loaders["weights_only"] = True
+        try:
+            trainer.fit(self.model, ckpt_path=self.resumed_from, **loaders)
+        except SystemExit:
+            if not trainer.interrupted:
+                raise
+            raise KeyboardInterrupt(self._interrupted(trainer)) from None
+
+    def last_checkpoint(self) -> Optional[Path]:
+        """The newest checkpoint of this run: written by it, or the one it was resumed from."""
+        last = getattr(self.checkpointer, "last_ckpt", None)
+        return self.resumed_from if last is None else Path(last)
+
+    def _interrupted(self, trainer: Trainer) -> str:
+        last = self.last_checkpoint()
+        where = f"interrupted in epoch {trainer.current_epoch} at step {trainer.global_step}; "
+        if last is None:
+            return where + "no checkpoint had been written."
+        again = (
+            "the same command resumes from it"
+            if self.cfg.auto_resume.enabled
+            else (f"resume with resume_from_checkpoint='{last}'")
+        )
+        return where + f"the last checkpoint is {last}, {again}."
+
+    def write(self, summary: Dict[str, Any]) -> None:
+        """Writes ``summary.json`` beside the last checkpoint and says where both are.
+
+        A run that had finished already keeps the summary it has.
+        """
+        last = self.last_checkpoint()
+        if last is None:
+            say("no checkpoint was written (checkpoint.enabled=False)")
+        elif last == self.resumed_from:
+            say(f"the run had finished already; its checkpoint is {last}")
+        else:
+            path = last.with_name("summary.json")
+            write_json(path, summary)
+            say(f"checkpoint {last}\nsummary    {path}")
