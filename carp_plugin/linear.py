@@ -11,36 +11,25 @@ import hashlib
 import logging
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 import torch
 import torch.nn as nn
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.table import Table
-from torch.utils.data import DataLoader
-from torchvision import transforms
 
 from carp_plugin import register
 from carp_plugin.config import plain
 from carp_plugin.convolutions import use_one_pixel_convolutions
-from carp_plugin.data.epochs import EpochOrder, SetsEpoch, epoch_loader
-from carp_plugin.data.loaders import NamesBadImages, _read, check_batch, evaluation_transform
+from carp_plugin.data.epochs import SetsEpoch
+from carp_plugin.data.labelled import LabelledData, labelled_data
 from carp_plugin.devices import is_main_process
 from carp_plugin.errors import UserError
 from carp_plugin.evaluation.checkpoint import Pretrained
 from carp_plugin.evaluation.features import extract
 from carp_plugin.evaluation.state import read_checkpoint
-from carp_plugin.host import (
-    HOST,
-    ClassificationDALIDataModule,
-    LinearModel,
-    make_contiguous,
-    omegaconf_select,
-    prepare_classification_dataloaders,
-    prepare_classification_datasets,
-    prepare_classification_transforms,
-)
+from carp_plugin.host import HOST, LinearModel, make_contiguous, omegaconf_select
 from carp_plugin.linear_config import checked_linear
 from carp_plugin.report import Plan, plan_of, provenance, say
 from carp_plugin.training import TrainingRun
@@ -99,101 +88,6 @@ def build_model(cfg: DictConfig, backbone: nn.Module) -> LightningModule:
     model.extra_optimizer_args = plain(cfg.optimizer.kwargs)
     # Lightning warns about modules in evaluation mode; the host puts the backbone there at every step.
     return model.train()
-
-
-class LabelledData(NamedTuple):
-    """Labelled images of a linear evaluation.
-
-    Attributes:
-        train: loader of (images, labels), or the DALI data module.
-        val: loader in the order of the data set.
-        order: of the training images; None with DALI.
-        images: number of training images.
-        val_images: number of validation images.
-    """
-
-    train: Any
-    val: DataLoader
-    order: Optional[EpochOrder]
-    images: int
-    val_images: int
-
-
-def labelled_data(cfg: DictConfig, pretraining: DictConfig) -> LabelledData:
-    """Training images with random crops and flips, and validation images with a central crop.
-
-    Args:
-        cfg: parsed configuration.
-        pretraining: configuration of the checkpoint's run; where it has channel statistics of its own, and the
-            transforms are ours, images are normalised by them here too.
-
-    Raises:
-        UserError: the data cannot be read, or there are fewer images than a batch.
-    """
-    views = omegaconf_select(pretraining, "augmentations") or [{}]
-    statistics = OmegaConf.create({"data": cfg.data, "augmentations": [views[0]]})
-    evaluation = evaluation_transform(statistics)
-    data_format = "image_folder" if cfg.data.format == "dali" else cfg.data.format
-    train_set, val_set = _read(
-        lambda: prepare_classification_datasets(
-            cfg.data.dataset,
-            training_transform(cfg, evaluation),
-            evaluation,
-            train_data_path=cfg.data.train_path,
-            val_data_path=cfg.data.val_path,
-            data_format=data_format,
-            data_fraction=cfg.data.fraction,
-        )
-    )
-    check_batch(cfg, len(train_set))
-    size, workers = cfg.optimizer.batch_size, cfg.data.num_workers
-    train: Any
-    train, order = epoch_loader(NamesBadImages(train_set), size, workers, cfg.seed)
-    named = NamesBadImages(val_set)
-    # The host's validation loader neither shuffles nor drops.
-    val = prepare_classification_dataloaders(named, named, batch_size=size, num_workers=workers)[1]
-    if cfg.data.format == "dali":
-        train, order = _dali(cfg, val), None
-    return LabelledData(train, val, order, len(train_set), len(val_set))
-
-
-def training_transform(cfg: DictConfig, evaluation: Any) -> Any:
-    """Random resized crop and horizontal flip (C.1).
-
-    The host's transform of the data set (crops of 224 pixels for folders of images), or, where
-    ``data.train_transform`` says so, crops of ``crop_size`` pixels that cover ``scale`` (left out: 0.08 to 1) of the
-    image.
-
-    Args:
-        cfg: parsed configuration.
-        evaluation: the transform of validation images, which ends with the normalisation.
-    """
-    own = omegaconf_select(cfg, "data.train_transform")
-    if own is None:
-        return prepare_classification_transforms(cfg.data.dataset)[0]
-    scale = tuple(own.get("scale") or (0.08, 1.0))
-    return transforms.Compose(
-        [
-            transforms.RandomResizedCrop(own.crop_size, scale=scale),
-            transforms.RandomHorizontalFlip(),
-            *evaluation.transforms[-2:],  # to a tensor, and normalised
-        ]
-    )
-
-
-def _dali(cfg: DictConfig, val: DataLoader) -> Any:
-    """The host's DALI data module for training; torch's loader for validation, which keeps the order."""
-    module = ClassificationDALIDataModule(
-        dataset=cfg.data.dataset,
-        train_data_path=cfg.data.train_path,
-        val_data_path=cfg.data.val_path,
-        num_workers=max(1, cfg.data.num_workers),
-        batch_size=cfg.optimizer.batch_size,
-        data_fraction=cfg.data.fraction,
-        dali_device=omegaconf_select(cfg, "dali.device", "gpu"),
-    )
-    module.val_dataloader = lambda: val
-    return module
 
 
 def fingerprint(state: Mapping[str, torch.Tensor]) -> str:
@@ -395,15 +289,15 @@ def opening(cfg: DictConfig, pretrained: Pretrained, data: LabelledData, plan: P
 
 def closing(summary: Dict[str, Any]) -> Table:
     """The table that a run ends with."""
-    what = f"{summary['network']} of {summary['pretrain_method']}"
     table = Table(
-        title=f"{what}: linear accuracy on {summary['images']['val']} validation images, %"
+        title=f"{summary['network']} of {summary['pretrain_method']}: linear accuracy, %",
+        caption=f"on {summary['images']['val']} validation images, which also chose the best epoch",
     )
-    table.add_column("layer")
+    table.add_column("layer of")
     table.add_column("top-1", justify="right")
     few = f" ({summary['classes']} classes: always 100)" if summary["classes"] <= 5 else ""
     table.add_column(f"top-5{few}", justify="right")
-    table.add_row("last epoch", f"{summary['top1']:.2f}", f"{summary['top5']:.2f}")
-    best = f"best, epoch {summary['best_epoch']} (chosen on these images)"
+    table.add_row("the last epoch", f"{summary['top1']:.2f}", f"{summary['top5']:.2f}")
+    best = f"the best epoch, {summary['best_epoch']}"
     table.add_row(best, f"{summary['best_top1']:.2f}", f"{summary['best_top5']:.2f}")
     return table

@@ -25,7 +25,7 @@ from rich.progress import track
 from carp_plugin.errors import UserError
 
 _GAP, _FRAME, _CAPTION = 4, 2, 20  # pixels
-_FRAME_COLOUR, _INK = "#0072b2", "#1b1b1c"
+_FRAME_COLOUR, _INK = "#1f8ad6", "#1b1b1c"
 _KEYS = ("prototypes", "counts", "purity", "majority", "tiles", "similarities", "labels", "members")
 
 PathLike = Union[str, Path]

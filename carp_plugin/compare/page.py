@@ -135,7 +135,7 @@ def _facts(results: Mapping[str, Any]) -> List[Tuple[str, str]]:
         ("budget", _budget(results)),
         ("k-NN", knn and f"k = {k}, temperature {knn.get('temperature', 'not recorded')}, cosine"),
         ("linear layer", linear and _listed(_flat(linear))),
-        ("host", _listed(results.get("host"))),
+        ("host", _host(results.get("host"))),
         ("machine", _listed(results.get("machine"))),
         ("commit", results.get("commit")),
         ("date", results.get("date")),
@@ -188,6 +188,13 @@ def _pairs(mapping: Optional[Mapping[str, Any]]) -> List[Tuple[str, str]]:
 
 def _listed(mapping: Optional[Mapping[str, Any]]) -> str:
     return ", ".join(f"{key} {value}" for key, value in _pairs(mapping))
+
+
+def _host(host: Optional[Mapping[str, Any]]) -> str:
+    """solo-learn and its release first, then what else is known of it."""
+    rest = {key: value for key, value in (host or {}).items() if key not in ("name", "version")}
+    named = " ".join(str(host[key]) for key in ("name", "version") if host and host.get(key))
+    return ", ".join(filter(None, [named, _listed(rest)]))
 
 
 def _curves(results: Mapping[str, Any]) -> List[Figure]:

@@ -104,7 +104,8 @@ def _draw_bars(axes: Axes, results: Mapping[str, Any], metric: str, labels: Sequ
         if row is None:
             teacherless = metric.endswith("/teacher") and not _has_teacher(results, label)
             said = "no teacher" if teacherless else "not measured"
-            axes.text(0.5, y, f" {said}", va="center", fontsize=8, fontstyle="italic")
+            across = axes.get_yaxis_transform()  # at the right end, clear of the levels
+            axes.text(0.98, y, said, transform=across, ha="right", va="center", fontstyle="italic")
             continue
         axes.barh(y, row["mean"], height=0.62, color=style[label]["color"], alpha=0.75)
         half = half_width(row["values"])
@@ -157,7 +158,8 @@ def knn_curves(results: Mapping[str, Any]) -> Optional[Picture]:
             handles.append(Line2D([], [], color=INK, linestyle="--", label="teacher"))
         if _chance(results) is not None:
             handles.append(Line2D([], [], color=INK, linestyle=":", label="chance"))
-        figure.legend(handles=handles, loc="outside lower center", ncols=3)
+        roomy = all(len(short(label)) <= 12 for label in drawn)
+        figure.legend(handles=handles, loc="outside lower center", ncols=3 if roomy else 2)
     alt = f"k-NN accuracy over epochs for {', '.join(drawn)}."
     return Picture("knn-curves", alt, figure)
 

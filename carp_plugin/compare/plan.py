@@ -99,6 +99,7 @@ def plan(cfg: DictConfig) -> Plan:
             Path(cfg.data.train_path), root / "holdout", cfg.holdout.fraction, cfg.holdout.seed
         )
         cfg.data.train_path, cfg.data.val_path, cfg.data.prepare = str(train), str(val), None
+    _check_bank(cfg)
     for method in cfg.methods:
         for trial in _trials(cfg, method):
             checked(_pretraining(cfg, method, trial or {}, cfg.seeds[0]))
@@ -140,6 +141,19 @@ def _check(cfg: DictConfig) -> None:
         _check_trials(cfg)
 
 
+def _check_bank(cfg: DictConfig) -> None:
+    if cfg.data.val_path is None or cfg.data.get("no_labels"):
+        raise UserError(
+            "a comparison needs labelled images; give data.val_path, with one folder a class as in data.train_path."
+        )
+    images = count_images(cfg.data.train_path)
+    most = max(cfg.knn.k, default=0) if cfg.knn else 0
+    if most > images:
+        raise UserError(
+            f"knn.k={most} is more than the {images} training images; give smaller ones, as in knn.k=[10,20]."
+        )
+
+
 def _check_trials(cfg: DictConfig) -> None:
     """A search is fair when every method has as many trials, and useful when it chooses on images it may see."""
     numbers = {method: len(cfg.trials.get(method, [])) for method in cfg.methods}
@@ -151,6 +165,11 @@ def _check_trials(cfg: DictConfig) -> None:
         raise UserError(
             "trials choose settings, which must not see the images that are reported; add holdout.fraction and holdout.seed."
         )
+
+
+def count_images(root: str) -> int:
+    """Files in the class folders of an ImageFolder."""
+    return sum(path.is_file() for path in Path(root).glob("*/*"))
 
 
 def _example(key: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Mapping
 import numpy as np
 
 from carp_plugin.callbacks.history import write_json
-from carp_plugin.compare.plan import Plan
+from carp_plugin.compare.plan import Plan, count_images
 from carp_plugin.compare.search import chosen
 from carp_plugin.compare.statistics import markdown, summarise
 from carp_plugin.config import plain
@@ -63,11 +63,6 @@ def write_results(plan: Plan, runs: List[Dict[str, Any]]) -> Dict[str, Any]:
         (plan.root / "table.md").write_text(markdown(results))
     write_json(plan.root / "results.json", results)
     return results
-
-
-def count_images(root: str) -> int:
-    """Files in the class folders of an ImageFolder."""
-    return sum(path.is_file() for path in Path(root).glob("*/*"))
 
 
 def correct_of(root: Path, run: Mapping[str, Any]) -> Dict[str, np.ndarray]:

@@ -252,17 +252,18 @@ def random_level(runs: Sequence[Run], metric: str, headline_k: int) -> Optional[
 def explanation(summary: Mapping[str, Any]) -> str:
     """The sentence that belongs under the table: what the spread and the interval are."""
     bootstrap = summary["bootstrap"]
-    text = (
-        "Top-1 accuracy on the validation images in %, mean ± standard deviation over seeds; below it the difference "
-        f"to {bootstrap['reference']} in percentage points with its 95 % interval, paired by seed and image "
-        f"({bootstrap['draws']} bootstrap draws of seeds and of images)."
+    rows = [row for metric in summary["metrics"] for row in summary[metric].values()]
+    shared = [len(row["difference"]["seeds"]) for row in rows if row["difference"]]
+    several = any(row["n"] > 1 for row in rows)
+    text = "Top-1 accuracy on the validation images in %" + (
+        ", mean ± standard deviation over seeds" if several else ", of one seed"
     )
-    shared = [
-        len(row["difference"]["seeds"])
-        for metric in summary["metrics"]
-        for row in summary[metric].values()
-        if row["difference"]
-    ]
+    if shared:
+        text += (
+            f"; below it the difference to {bootstrap['reference']} in percentage points with its 95 % interval, "
+            f"paired by seed and image ({bootstrap['draws']} bootstrap draws)"
+        )
+    text += "."
     if shared and min(shared) == 1:
         text += " Where only one seed is shared (*), images alone are drawn: that interval says nothing of other seeds."
     if any(1 < n < 5 for n in shared):

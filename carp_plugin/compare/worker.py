@@ -23,7 +23,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from carp_plugin.callbacks.history import write_json
 from carp_plugin.data.loaders import labelled_loaders
@@ -134,7 +134,10 @@ def _knn(folder: Path, checkpoint: Path, settings: Dict[str, Any]) -> Dict[str, 
     started = time.perf_counter()
     pretrained = load_pretrained(checkpoint)
     print(pretrained.sentence)
-    train, val = _labelled(pretrained.cfg)
+    loaders = labelled_loaders(pretrained.cfg)
+    if loaders is None:
+        raise UserError("there are no labelled images to evaluate on; give data.val_path.")
+    train, val = loaders
     accuracy: Dict[str, Any] = {}
     correct: Dict[str, np.ndarray] = {}
     for network in pretrained.networks:
@@ -158,13 +161,6 @@ def _knn(folder: Path, checkpoint: Path, settings: Dict[str, Any]) -> Dict[str, 
     }
 
 
-def _labelled(cfg: DictConfig) -> Tuple[Any, Any]:
-    loaders = labelled_loaders(cfg)
-    if loaders is None:
-        raise UserError("a comparison needs labelled images; give data.val_path, a folder a class.")
-    return loaders
-
-
 def _linear(
     folder: Path, checkpoint: Path, network: str, settings: Dict[str, Any]
 ) -> Dict[str, Any]:
@@ -178,8 +174,12 @@ def _linear(
     cfg.network = network
     cfg.pretrained_feature_extractor = str(checkpoint)
     cfg.seed = pretrain["seed"]
-    for key in ("dataset", "train_path", "val_path"):
-        cfg.data[key] = pretrain["data"][key]
+    # The images, their size and the machine are those of the pretraining, whichever was chosen there.
+    for key in ("dataset", "train_path", "val_path", "eval_transform"):
+        cfg.data[key] = pretrain["data"].get(key)
+    cfg.data.prepare = None
+    for key in ("accelerator", "devices"):
+        cfg[key] = pretrain[key]
     cfg.checkpoint = {"enabled": False}
     cfg.auto_resume = {"enabled": False}
     cfg.enable_progress_bar = False

@@ -52,7 +52,8 @@ class EpochAugmented(Dataset):
     def __getitem__(self, key: Tuple[int, int]) -> Any:
         epoch, index = key
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_mixed(self.seed, epoch, index))
+            # torch.manual_seed would seed every device that could be there, at ten times the cost
+            torch.default_generator.manual_seed(_mixed(self.seed, epoch, index))
             return self.dataset[index]
 
 

@@ -11,7 +11,7 @@ import logging
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Tuple, Union
+from typing import Iterator, Optional, Tuple, Union
 
 import torch
 import torch.nn as nn
@@ -88,6 +88,10 @@ class Pretrained:
             raise UserError(f"{self.method} has no {which}; it has {' and '.join(self.networks)}.")
         return getattr(self.model, _BACKBONE[which])
 
+    def has_projector(self, which: str = "student") -> bool:
+        """Whether a network has a projector; MAE's has none."""
+        return self._projector(which) is not None
+
     def projector(self, which: str = "student") -> nn.Module:
         """The projector alone: features (N, F) of the backbone to embeddings (N, D).
 
@@ -95,13 +99,16 @@ class Pretrained:
             UserError: the method has no such network, or no projector in it.
         """
         self.backbone(which)
-        for name in _PROJECTOR[which]:
-            module = getattr(self.model, name, None)
-            if isinstance(module, nn.Module):
-                return module
-        raise UserError(
-            f"the {which} of {self.method} has no projector; use the features of its backbone."
-        )
+        module = self._projector(which)
+        if module is None:
+            raise UserError(
+                f"the {which} of {self.method} has no projector; use the features of its backbone."
+            )
+        return module
+
+    def _projector(self, which: str) -> Optional[nn.Module]:
+        modules = (getattr(self.model, name, None) for name in _PROJECTOR[which])
+        return next((module for module in modules if isinstance(module, nn.Module)), None)
 
     def network(self, which: str = "student", features: str = "backbone") -> nn.Module:
         """A network as one module, which shares its weights with ``model``.

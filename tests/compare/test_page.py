@@ -102,7 +102,7 @@ def test_page_of_a_whole_comparison(tmp_path):
     for words in (
         "2070 in datasets/photos/train",
         "k = 20, temperature 0.07, cosine",
-        "name solo-learn, version 1.0.2",
+        "solo-learn 1.0.2",
         results["commit"],
         results["command"],
         "54.33 ± 1.18",
@@ -115,15 +115,10 @@ def test_page_of_a_whole_comparison(tmp_path):
         assert words in page.text, words
 
 
-def test_same_results_give_the_same_bytes(tmp_path):
-    (a, b) = (write_page(made_results()[0], tmp_path / name).read_bytes() for name in "ab")
-    assert a == b
-
-
-def test_page_is_made_of_what_results_json_holds(tmp_path):
-    results, _ = made_results(("carp", "byol"), seeds=(0,))
-    page = write_page(json.loads(json.dumps(results)), tmp_path / "a").read_bytes()
-    assert page == write_page(results, tmp_path / "b").read_bytes()
+def test_same_results_give_the_same_bytes_read_from_json_or_not(tmp_path):
+    results, _ = made_results(("carp", "byol"), seeds=(0, 1), epochs=2)
+    page = write_page(results, tmp_path / "a").read_bytes()
+    assert write_page(json.loads(json.dumps(results)), tmp_path / "b").read_bytes() == page
 
 
 ALL_FAILED = {
@@ -144,7 +139,7 @@ ALL_FAILED = {
     ids=["one seed", "one method", "all failed", "no teacher", "no linear"],
 )
 def test_whatever_is_missing_the_page_stands(settings, metrics, absent, tmp_path):
-    page = written(made_results(**settings)[0], tmp_path)
+    page = written(made_results(**settings, epochs=2)[0], tmp_path)
     found = headings(page)
     assert {"compared", "results", "provenance", "reproduce"} <= set(found)
     assert not set(absent) & set(found)
@@ -196,7 +191,7 @@ def test_very_long_names_do_not_make_long_pictures(tmp_path):
 
 
 def test_a_gallery_that_cannot_be_read_is_said_and_the_page_stands(tmp_path):
-    results, _ = made_results(("carp",), seeds=(0,))
+    results, _ = made_results(("carp",), seeds=(0,), epochs=2, linear=False)
     results["runs"][0]["gallery"] = "runs/nowhere.npz"
     assert "Not shown: the gallery" in written(results, tmp_path).text
     results["runs"][0]["gallery"] = images(tmp_path)
@@ -215,4 +210,6 @@ def test_wrong_results_and_folders_are_one_sentence(tmp_path):
         write_page({"runs": []}, tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file/index.html cannot be written"):
-        write_page(made_results(("carp",), seeds=(0,))[0], tmp_path / "file")
+        write_page(
+            made_results(("carp",), seeds=(0,), epochs=2, linear=False)[0], tmp_path / "file"
+        )

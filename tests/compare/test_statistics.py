@@ -98,14 +98,14 @@ def test_interval_covers_the_true_difference(seeds, least):
 
     Rates of the two methods vary by seed, except for one seed, whose interval speaks of that seed alone.
     """
-    stream, covered, trials = np.random.default_rng(5), 0, 300
+    stream, covered, trials = np.random.default_rng(5), 0, 200
     for _ in range(trials):
         spread = 0.05 if seeds > 1 else 0.0
         rates = 0.5 + stream.normal([0.1, 0], spread, (seeds, 2))
-        ours, theirs = (stream.random((seeds, 300)) < rates[:, i : i + 1] for i in (0, 1))
+        ours, theirs = (stream.random((seeds, 100)) < rates[:, i : i + 1] for i in (0, 1))
         interval = paired_bootstrap(ours.astype(np.int8) - theirs.astype(np.int8), 500, stream)
         covered += interval.low <= 10 <= interval.high
-    assert least <= covered / trials <= 0.995
+    assert least <= covered / trials <= 0.995, covered / trials
 
 
 def test_ten_thousand_draws_take_less_than_two_seconds():
@@ -254,7 +254,7 @@ def test_table_has_methods_differences_costs_and_troubles():
 
 def test_one_seed_is_marked_in_the_table():
     text = printed(made_results(seeds=(0,))[0])
-    assert ")*" in text and "images alone are drawn" in text and "±" not in text.split("Top-1")[0]
+    assert ")*" in text and "images alone are drawn" in text and "±" not in text
 
 
 def test_markdown_is_a_table_of_equal_rows_whatever_the_names():

@@ -1,0 +1,203 @@
+"""Nearest neighbours by cosine similarity in bounded memory: exact on CPU and card, or from an approximate index.
+
+The bank is brought to float32 chunk by chunk and the best k so far are merged, so that memory is the bank's own
+(float16, or a mapped file) and one chunk.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Iterator, NamedTuple, Optional, Tuple
+
+import faiss
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.progress import track
+
+from carp_plugin.errors import UserError
+
+INDEXES = ("exact", "ivf", "hnsw")
+
+_CHUNK_VALUES = 2**25  # float32 values of a chunk of the bank: 128 MB
+_QUERIES = 4096  # queries searched for at once
+_RECALL_SAMPLE = 256  # queries on which an approximate index is measured
+
+
+class Neighbours(NamedTuple):
+    """The rows of a bank that are most similar to each query.
+
+    Attributes:
+        similarities: (Q, k) float32, cosines in falling order; -inf where an approximate index found fewer than k.
+        indices: (Q, k) int64, rows of the bank.
+    """
+
+    similarities: np.ndarray
+    indices: np.ndarray
+
+
+class Found(NamedTuple):
+    """What :func:`search` answers.
+
+    Attributes:
+        neighbours: of every query.
+        kind: of the index that was asked.
+        recall: share of the true neighbours that an approximate index found, on a sample; None where it is exact.
+    """
+
+    neighbours: Neighbours
+    kind: str
+    recall: Optional[float]
+
+
+def search(
+    bank: torch.Tensor,
+    queries: torch.Tensor,
+    k: int,
+    *,
+    index: str = "exact",
+    device: Optional[torch.device] = None,
+    title: str = "",
+) -> Found:
+    """The k nearest rows of a bank, exactly or from an approximate index whose recall is measured.
+
+    Args:
+        bank: (N, F), any floating type; rows need not be normalised.
+        queries: (Q, F).
+        k: between 1 and N.
+        index: ``"exact"``, ``"ivf"`` (inverted lists) or ``"hnsw"`` (a graph); the latter two on the CPU.
+        device: where to search exactly; None and the CPU use faiss, a card uses torch.
+        title: shown before the progress bar; no bar where it is empty, or without a terminal.
+
+    Raises:
+        ValueError: k, the index or the shapes are out of range.
+        UserError: features that are not finite.
+    """
+    if index not in INDEXES:
+        raise ValueError(f"index must be one of {', '.join(INDEXES)}, got {index!r}")
+    for name, rows in (("bank", bank), ("queries", queries)):
+        if rows.dim() != 2 or len(rows) == 0:
+            raise ValueError(
+                f"{name}: expected features (N, F) with N > 0, got {tuple(rows.shape)}"
+            )
+    if bank.shape[1] != queries.shape[1]:
+        raise ValueError(f"bank and queries differ in size: {bank.shape[1]} and {queries.shape[1]}")
+    if not 1 <= k <= len(bank):
+        raise ValueError(f"k must lie between 1 and the {len(bank)} rows of the bank, got {k}")
+    if index == "exact":
+        return Found(nearest(bank, queries, k, device=device, title=title), index, None)
+    found = _approximate(bank, queries, k, index)
+    sample = torch.linspace(0, len(queries) - 1, min(_RECALL_SAMPLE, len(queries))).long().unique()
+    true = nearest(bank, queries[sample], k, device=device, title=title)
+    return Found(found, index, _recall(found.indices[sample.numpy()], true.indices))
+
+
+def nearest(
+    bank: torch.Tensor,
+    queries: torch.Tensor,
+    k: int,
+    *,
+    device: Optional[torch.device] = None,
+    chunk: Optional[int] = None,
+    title: str = "",
+) -> Neighbours:
+    """The k rows of highest cosine similarity, exactly (to float32).
+
+    Args:
+        bank: (N, F), any floating type.
+        queries: (Q, F).
+        k: at most N.
+        device: a card searches with torch's products, anything else with faiss.
+        chunk: rows of the bank in float32 at once; None takes 128 MB of them.
+        title: as for :func:`weighted_knn`.
+    """
+    on_card = device is not None and device.type == "cuda"
+    similarities = np.empty((len(queries), 0), dtype=np.float32)
+    best = Neighbours(similarities, np.empty((len(queries), 0), dtype=np.int64))
+    for start, rows in _chunks(bank, chunk or max(1, _CHUNK_VALUES // bank.shape[1]), title):
+        rows = rows.to(device) if on_card else rows
+        parts = []
+        for at in range(0, len(queries), _QUERIES):
+            block = _unit(queries[at : at + _QUERIES])
+            some = (_torch_top if on_card else _faiss_top)(rows, block, min(k, len(rows)))
+            done = Neighbours(*(array[at : at + _QUERIES] for array in best))
+            parts.append(_merged(done, Neighbours(some.similarities, some.indices + start), k))
+        best = Neighbours(*(np.concatenate(arrays) for arrays in zip(*parts)))
+    return best
+
+
+def _faiss_top(rows: torch.Tensor, queries: torch.Tensor, k: int) -> Neighbours:
+    # The kernel of faiss.IndexFlatIP without the index, which would be a copy of the rows.
+    return Neighbours(*faiss.knn(queries.numpy(), rows.numpy(), k, faiss.METRIC_INNER_PRODUCT))
+
+
+def _torch_top(rows: torch.Tensor, queries: torch.Tensor, k: int) -> Neighbours:
+    few = max(1, _CHUNK_VALUES // len(rows))
+    parts = [(part.to(rows.device) @ rows.T).topk(k) for part in queries.split(few)]
+    return Neighbours(
+        torch.cat([part.values for part in parts]).cpu().numpy(),
+        torch.cat([part.indices for part in parts]).cpu().numpy(),
+    )
+
+
+def _merged(best: Neighbours, new: Neighbours, k: int) -> Neighbours:
+    """The k best of two sets of neighbours; those of ``new`` lie behind those of ``best`` in the bank."""
+    equal = (new.similarities[:, 1:] == new.similarities[:, :-1]).any(axis=1)
+    if equal.any():
+        order = np.lexsort((new.indices[equal], -new.similarities[equal]), axis=-1)
+        new.indices[equal] = np.take_along_axis(new.indices[equal], order, axis=1)
+    similarities = np.concatenate([best.similarities, new.similarities], axis=1)
+    indices = np.concatenate([best.indices, new.indices], axis=1)
+    # Both are sorted, so that a stable sort only merges them and leaves equals in the order of the bank.
+    order = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
+    return Neighbours(
+        np.take_along_axis(similarities, order, axis=1), np.take_along_axis(indices, order, axis=1)
+    )
+
+
+def _approximate(bank: torch.Tensor, queries: torch.Tensor, k: int, kind: str) -> Neighbours:
+    """Neighbours from an index in half precision: inverted lists (nlist = sqrt N, of which 1/16 are probed) or HNSW."""
+    N, dim = bank.shape
+    half = faiss.ScalarQuantizer.QT_fp16
+    if kind == "ivf":
+        lists = max(1, min(int(N**0.5), N // 39))  # faiss wants 39 rows a list to place them
+        index: Any = faiss.IndexIVFScalarQuantizer(
+            faiss.IndexFlatIP(dim), dim, lists, half, faiss.METRIC_INNER_PRODUCT
+        )
+        index.nprobe = max(8, lists // 16)
+        index.cp.min_points_per_centroid = 1  # a bank of fewer rows is searched all the same
+        picked = torch.linspace(0, N - 1, min(N, 64 * lists)).long().unique()
+        index.train(_unit(bank[picked]).numpy())
+    else:
+        index = faiss.IndexHNSWSQ(dim, half, 32, faiss.METRIC_INNER_PRODUCT)  # type: ignore[arg-type]
+        index.hnsw.efSearch = max(128, 2 * k)
+        index.train(_unit(bank[:1]).numpy())
+    for _, rows in _chunks(bank, max(1, _CHUNK_VALUES // dim), "building the index"):
+        index.add(rows.numpy())
+    parts = [index.search(_unit(block).numpy(), k) for block in queries.split(_QUERIES)]
+    similarities, indices = (np.concatenate(arrays) for arrays in zip(*parts))
+    similarities[indices < 0] = -np.inf
+    return Neighbours(similarities, indices)
+
+
+def _recall(found: np.ndarray, true: np.ndarray) -> float:
+    """Share of the true neighbours (Q, k) that were found, the mean over the queries."""
+    return float(np.mean([np.isin(t, f).mean() for f, t in zip(found, true)]))
+
+
+def _chunks(bank: torch.Tensor, size: int, title: str) -> Iterator[Tuple[int, torch.Tensor]]:
+    """The bank as unit rows in float32, a chunk at a time, each with the number of its first row."""
+    starts = range(0, len(bank), size)
+    shown = title and sys.stdout.isatty() and len(starts) > 1
+    for start in track(starts, description=title, disable=not shown, transient=True):
+        yield start, _unit(bank[start : start + size])
+
+
+def _unit(rows: torch.Tensor) -> torch.Tensor:
+    """Rows in float32 on the CPU, brought to unit length; a copy."""
+    rows = F.normalize(rows.cpu().float())
+    if not bool(torch.isfinite(rows).all()):
+        raise UserError(
+            "the features hold values that are not finite, so that they have no neighbours: the network has diverged."
+        )
+    return rows

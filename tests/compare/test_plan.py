@@ -1,0 +1,105 @@
+"""What a comparison consists of: the same budget for all, each method's own settings, and mistakes in sentences."""
+
+import pytest
+
+from carp_plugin.compare.plan import plan
+from carp_plugin.errors import UserError
+from tests.compare.configs import comparison
+from tests.helpers import image_folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return image_folder(tmp_path_factory.mktemp("images"), per_class=8)
+
+
+TRIALS = {
+    "carp": [{"optimizer.lr": 0.1}, {"optimizer.lr": 0.2}],
+    "simsiam": [{"optimizer.lr": 0.3}, {"method_kwargs.pred_hidden_dim": 4}],
+}
+
+
+def test_every_method_with_every_seed(images):
+    jobs = plan(comparison(images, seeds=[0, 3])).jobs
+    assert [job.name for job in jobs] == ["carp-seed0", "simsiam-seed0", "carp-seed3", "simsiam-seed3"]
+    assert [job.settings["pretrain"]["seed"] for job in jobs] == [0, 0, 3, 3]
+
+
+def test_runs_differ_in_nothing_but_the_method(images):
+    first, second = (job.settings["pretrain"] for job in plan(comparison(images)).jobs)
+    own = {"name", "method", "method_kwargs"}
+    assert {key for key in first if first[key] != second[key]} == own
+    assert first["method_kwargs"]["num_prototypes"] == 32
+
+
+def test_a_method_may_have_an_optimizer_of_its_own(images):
+    cfg = comparison(images, settings__simsiam__optimizer={"lr": 0.05})
+    carp, simsiam = (job.settings["pretrain"]["optimizer"] for job in plan(cfg).jobs)
+    assert simsiam == {**carp, "lr": 0.05}
+
+
+def test_only_carp_has_a_gallery(images):
+    carp, simsiam = plan(comparison(images)).jobs
+    assert carp.settings["gallery"] == {"rows": 3, "columns": 4} and simsiam.settings["gallery"] is None
+
+
+def test_a_search_has_a_run_for_every_trial_and_never_sees_the_reported_images(images):
+    jobs = plan(comparison(images, trials=TRIALS, holdout={"fraction": 0.25, "seed": 0})).jobs
+    assert [job.label for job in jobs] == ["carp-0", "carp-1", "simsiam-0", "simsiam-1"]
+    assert [job.settings["pretrain"]["optimizer"]["lr"] for job in jobs] == [0.1, 0.2, 0.3, 0.3]
+    assert jobs[3].settings["pretrain"]["method_kwargs"]["pred_hidden_dim"] == 4
+    for job in jobs:
+        data = job.settings["pretrain"]["data"]
+        assert (data["train_path"], data["val_path"]) == (
+            "results/tiny/holdout/train",
+            "results/tiny/holdout/val",
+        )
+
+
+MISTAKES = {
+    "unknown method": ({"methods": ["carp", "simsiamm"]}, "methods: simsiamm is unknown; did you mean 'simsiam'"),
+    "a method twice": ({"methods": ["carp", "carp"]}, "names one of them twice"),
+    "no method": ({"methods": []}, "methods must be a list, as in methods=[carp,byol]"),
+    "methods without brackets": ({"methods": "carp"}, "methods must be a list"),
+    "seed of the wrong type": ({"seeds": ["one"]}, "seeds must hold whole numbers of at least 0, got 'one'"),
+    "settings of nobody": ({"settings__byoll": {}}, "settings.byoll: unknown method; did you mean 'byol'"),
+    "a typo in settings": (
+        {"settings__simsiam__method_kwargs__pred_hiden_dim": 8},
+        "method_kwargs.pred_hiden_dim is not a key of simsiam; did you mean 'pred_hidden_dim'",
+    ),
+    "a typo in a shared key": ({"max_epoch": 3}, "max_epoch is not a key of the configuration"),
+    "no jobs": ({"jobs": 0}, "jobs must hold whole numbers of at least 1, got 0"),
+    "half a k": ({"knn__k": [1.5]}, "knn.k must hold whole numbers"),
+    "missing data": ({"data__train_path": "nowhere"}, "data.train_path=nowhere does not exist"),
+    "unequal trials": (
+        {"trials": {**TRIALS, "carp": []}, "holdout": {"fraction": 0.25, "seed": 0}},
+        "trials must have the same number for every method, got carp: 0, simsiam: 2",
+    ),
+    "a search on the reported images": ({"trials": TRIALS}, "must not see the images that are reported"),
+    "the whole held out": (
+        {"trials": TRIALS, "holdout": {"fraction": 1, "seed": 0}},
+        "holdout.fraction must be a number between 0 and 1, got 1",
+    ),
+    "a typo in a trial": (
+        {
+            "trials": {**TRIALS, "carp": [{"optimizer.lrr": 1}, {}]},
+            "holdout": {"fraction": 0.25, "seed": 0},
+        },
+        "optimizer.lrr is not a key of the configuration; did you mean 'lr'",
+    ),
+    "unlabelled data": ({"data__no_labels": True}, "data.no_labels=True expects images directly"),
+    "no name": ({"name": ""}, "name is missing"),
+    "k above the bank": ({"knn__k": [5, 100]}, "knn.k=100 is more than the 48 training images"),
+    "no validation images": ({"data__val_path": None}, "needs labelled images"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_said_before_anything_runs(images, mistake, tmp_path):
+    changes, sentence = MISTAKES[mistake]
+    with pytest.raises(UserError) as raised:
+        cfg = comparison(images, **{k: v for k, v in changes.items() if k != "methods"})
+        cfg.methods = changes.get("methods", cfg.methods)
+        plan(cfg)
+    assert sentence in str(raised.value)
+    assert not (tmp_path / "results" / "tiny" / "runs").exists()
