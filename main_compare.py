@@ -16,10 +16,12 @@ CONFIGS = "scripts/compare"
 def main(cfg: DictConfig) -> None:
     """Compares what the configuration names."""
     with saying_mistakes():
-        from carp_plugin.compare.compare import compare
+        from carp_plugin.compare.compare import (
+            compare,
+        )  # here, for a missing solo-learn is said too
 
         compare(cfg)
 
 
 if __name__ == "__main__":
-    guarded(main, CONFIGS)
+    guarded(main, CONFIGS, keys_of="carp_plugin.compare.plan")

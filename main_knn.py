@@ -6,11 +6,12 @@ python main_knn.py --pretrained_checkpoint_dir RUN --k 20 200 --feature_type bac
 
 import sys
 
-from carp_plugin.cli import saying_mistakes
+from carp_plugin.cli import saying_mistakes, silence_third_parties
 
 
 def main() -> None:
     """Evaluates what the flags name."""
+    silence_third_parties()
     with saying_mistakes():
         from carp_plugin.knn import (
             main_knn,

@@ -10,7 +10,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Optional
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 
-from carp_plugin.data.photos import prepare_photos
+from carp_plugin.data.photos import DEFAULT_ROOT, MANIFEST, prepare_photos
 from carp_plugin.errors import UserError, did_you_mean
 from carp_plugin.host import omegaconf_select
 
@@ -122,6 +122,9 @@ def check_settings(cfg: DictConfig) -> None:
 def prepare_data_folder(cfg: DictConfig) -> None:
     """Writes the embedded photographs where ``data.prepare: photos`` asks for them.
 
+    Their place is ``datasets/photos``, or wherever they stand already. Any other folder is the user's own: a recipe of
+    the photographs serves it with ``data.train_path`` and ``data.val_path``, and a slip in a path is no photographs.
+
     Raises:
         UserError: an unknown data set, or a folder that cannot be written.
     """
@@ -129,7 +132,9 @@ def prepare_data_folder(cfg: DictConfig) -> None:
     if prepare is None:
         return
     one_of("data.prepare", prepare, ("photos",))
-    prepare_photos(Path(cfg.data.train_path).parent)  # several processes may do so at once
+    root = Path(cfg.data.train_path).parent
+    if root.resolve() == Path(DEFAULT_ROOT).resolve() or (root / MANIFEST).is_file():
+        prepare_photos(root)  # several processes may do so at once
 
 
 def check_data(cfg: DictConfig) -> None:

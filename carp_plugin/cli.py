@@ -36,7 +36,7 @@ def guarded(
     """
     # Hydra would print its own half of every error; with this set it raises them.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    _silence_third_parties()
+    silence_third_parties()
     try:
         with saying_mistakes():
             _config_is_named(default_dir)
@@ -65,7 +65,7 @@ def saying_mistakes() -> Iterator[None]:
         _leave(f"error: {_own_sentence(error)}", 2)
 
 
-def _silence_third_parties() -> None:
+def silence_third_parties() -> None:
     """Hides notices of other packages that a user of ours can do nothing about."""
     for message in (
         ".*pin_memory.*",

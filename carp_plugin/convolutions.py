@@ -7,7 +7,7 @@ gives the same output and the same gradients (those of the unused taps are 0) in
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Optional, Tuple, cast
 
 import torch
 import torch.nn as nn
@@ -22,7 +22,7 @@ class OnePixelConv2d(nn.Conv2d):
     ) -> torch.Tensor:
         if input.dim() != 4 or not _gives_one_pixel(self, input.shape[2], input.shape[3]):
             return super()._conv_forward(input, weight, bias)
-        (top, left), (rows, columns) = self.padding, self.kernel_size  # type: ignore[misc]
+        (top, left), (rows, columns) = _padding(self), self.kernel_size
         height = min(input.shape[2], rows - top)
         width = min(input.shape[3], columns - left)
         taps = weight[:, :, top : top + height, left : left + width]
@@ -32,8 +32,13 @@ class OnePixelConv2d(nn.Conv2d):
 
 def _gives_one_pixel(conv: nn.Conv2d, height: int, width: int) -> bool:
     """Whether the output map of an input of this size is 1 x 1."""
-    sizes = zip((height, width), conv.padding, conv.kernel_size, conv.stride)
-    return all((size + 2 * int(pad) - kernel) // stride == 0 for size, pad, kernel, stride in sizes)
+    sizes = zip((height, width), _padding(conv), conv.kernel_size, conv.stride)
+    return all((size + 2 * pad - kernel) // stride == 0 for size, pad, kernel, stride in sizes)
+
+
+def _padding(conv: nn.Conv2d) -> Tuple[int, int]:
+    """Rows above and columns at the left; only "same" and "valid" are words."""
+    return cast(Tuple[int, int], conv.padding)
 
 
 def use_one_pixel_convolutions(model: nn.Module) -> int:
@@ -56,7 +61,7 @@ def use_one_pixel_convolutions(model: nn.Module) -> int:
             and module.dilation == (1, 1)
             and module.padding_mode == "zeros"
             and not isinstance(module.padding, str)
-            and all(int(p) < k for p, k in zip(module.padding, module.kernel_size))
+            and all(p < k for p, k in zip(_padding(module), module.kernel_size))
         ):
             module.__class__ = OnePixelConv2d
             concerned += 1

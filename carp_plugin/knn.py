@@ -23,11 +23,11 @@ from carp_plugin.errors import UserError, did_you_mean
 from carp_plugin.evaluation.checkpoint import Pretrained, load_pretrained
 from carp_plugin.evaluation.knn import KnnResult, classify
 from carp_plugin.evaluation.search import INDEXES, search
+from carp_plugin.evaluation.state import NETWORKS
 from carp_plugin.evaluation.store import Features, stream
 from carp_plugin.host import omegaconf_select
 from carp_plugin.report import provenance, say
 
-NETWORKS = ("student", "teacher")
 FEATURES = ("backbone", "projector")
 FORMATS = ("image_folder", "h5")
 

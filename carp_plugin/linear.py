@@ -26,7 +26,7 @@ from carp_plugin.data.epochs import SetsEpoch
 from carp_plugin.data.labelled import LabelledData, labelled_data
 from carp_plugin.devices import is_main_process
 from carp_plugin.errors import UserError
-from carp_plugin.evaluation.checkpoint import Pretrained
+from carp_plugin.evaluation.checkpoint import Pretrained, advice_silenced
 from carp_plugin.evaluation.features import extract
 from carp_plugin.evaluation.state import read_checkpoint
 from carp_plugin.host import HOST, LinearModel, make_contiguous, omegaconf_select
@@ -75,12 +75,8 @@ def build_model(cfg: DictConfig, backbone: nn.Module) -> LightningModule:
         backbone: images (N, 3, H, W) to features (N, F).
     """
     seed_everything(cfg.seed, verbose=False)
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # the host's advice on schedules
-    try:
+    with advice_silenced():
         model = LinearModel(backbone, cfg=cfg)
-    finally:
-        logging.root.manager.disable = before
     make_contiguous(model)
     if not cfg.performance.disable_channel_last:
         model = model.to(memory_format=torch.channels_last)

@@ -27,9 +27,8 @@ from carp_plugin.config import plain
 from carp_plugin.devices import settle_devices
 from carp_plugin.errors import UserError
 from carp_plugin.evaluation.checkpoint import Pretrained, find_checkpoint, load_pretrained
+from carp_plugin.evaluation.state import NETWORKS
 from carp_plugin.host import omegaconf_select, parse_linear_cfg
-
-NETWORKS = ("student", "teacher")
 
 #: What solo-learn's own script can do beyond a linear layer on a frozen backbone; off is taken, on is refused.
 _NOT_LINEAR = ("finetune", "mixup", "cutmix", "label_smoothing", "auto_augment")

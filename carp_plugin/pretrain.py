@@ -20,8 +20,9 @@ from carp_plugin.convolutions import use_one_pixel_convolutions
 from carp_plugin.data.loaders import count_files, labelled_loaders, pretrain_dali, pretrain_loader
 from carp_plugin.devices import is_main_process
 from carp_plugin.errors import UserError
-from carp_plugin.evaluation.curve import BACKBONES, KnnCurve
+from carp_plugin.evaluation.curve import KnnCurve
 from carp_plugin.evaluation.features import FeatureEvaluator, linear_accuracy
+from carp_plugin.evaluation.state import NETWORKS
 from carp_plugin.host import METHODS, AutoUMAP, make_contiguous, omegaconf_select
 from carp_plugin.report import (
     Plan,
@@ -169,7 +170,7 @@ class Run(TrainingRun):
     def _trained_rows(self) -> List[Row]:
         """Student, and teacher where the method has one; the linear column is the online classifier's."""
         rows = []
-        for name, attribute in BACKBONES.items():
+        for name, attribute in NETWORKS.items():
             backbone = getattr(self.model, attribute, None)
             if backbone is None:
                 continue

@@ -42,3 +42,13 @@ def test_missing_script_is_one_sentence(tmp_path):
 def test_without_a_script_the_usage_is_shown(tmp_path):
     done = run(cwd=tmp_path)
     assert done.returncode != 0 and "usage: python -m carp_plugin SCRIPT.py" in done.stderr
+
+
+def test_a_script_that_moves_to_a_card_runs_without_one(tmp_path):
+    (tmp_path / "script.py").write_text(
+        "import torch\n"
+        "moved = torch.ones(2).cuda(non_blocking=True)\n"
+        "print(moved.sum().item(), moved.is_cuda == torch.cuda.is_available())\n"
+    )
+    done = run("script.py", cwd=tmp_path)
+    assert done.stdout.strip() == "2.0 True", done.stderr

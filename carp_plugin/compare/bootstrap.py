@@ -6,9 +6,14 @@ difference, so its interval is narrower than the spreads of the two methods sugg
 
 The interval is a two-level bootstrap: every draw takes S of the S shared seeds and Q of the Q validation images, both
 with replacement and the same for both methods and all seeds, and averages the differences that are left. Its 2.5 %
-and 97.5 % quantiles are the interval. Two limits are worth knowing: with two or three seeds the spread over seeds is
-estimated from two or three numbers, and such an interval is too narrow; with one seed only images are drawn, and the
-interval says nothing about another seed.
+and 97.5 % quantiles are the interval. With one seed only images are drawn, and the interval says nothing about another
+seed.
+
+How often such an interval holds the true difference depends on where the noise comes from. In 300 simulations each, of
+2, 3, 5 and 10 seeds and 300 images: about as often as it says, 92 to 94 %, where seeds agree on the images; less often
+where seeds differ far more than images do, 77, 86, 89 and 92 %, for so few seeds do not show their spread; and more
+often, 99 % and above, where every seed gets images of its own right, for that noise is drawn at both levels. The tests
+hold the case of three seeds to these figures.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Any, Dict, List
 from omegaconf import DictConfig
 
 from carp_plugin.compare import search
-#PAGEfrom carp_plugin.compare.page import write_page
+from carp_plugin.compare.page import write_page
 from carp_plugin.compare.plan import plan as planned
 from carp_plugin.compare.results import write_results
 from carp_plugin.compare.runner import run

@@ -9,13 +9,13 @@ from typing import Any, Dict, List, Optional
 
 from omegaconf import DictConfig, OmegaConf
 
-from carp_plugin import register
+from carp_plugin import config, register
 from carp_plugin.config import checked, plain
 from carp_plugin.data.holdout import hold_out
 from carp_plugin.errors import UserError, did_you_mean
 from carp_plugin.host import METHODS
 
-#: The keys of a comparison itself, with their defaults; every other key is one of pretraining, the same for all methods.
+#: The keys of a comparison itself, with their defaults; all others are pretraining's, the same for every method.
 DEFAULTS: Dict[str, Any] = {
     "dir": None,  # results/NAME
     "methods": ["carp", "byol", "swav", "barlow_twins"],
@@ -112,6 +112,11 @@ def plan(cfg: DictConfig) -> Plan:
     return Plan(cfg, root, jobs)
 
 
+def known_keys() -> List[str]:
+    """Every dotted key that a comparison may have: its own and those of pretraining."""
+    return [*DEFAULTS, *(key for key in config.known_keys() if key not in ("method", "seed"))]
+
+
 def _check(cfg: DictConfig) -> None:
     known = [name for name in METHODS if name not in ("base", "linear")]
     for key in ("methods", "seeds"):
@@ -133,6 +138,11 @@ def _check(cfg: DictConfig) -> None:
     if cfg.knn is not None:
         for k in cfg.knn.k:
             _whole("knn.k", k, 1)
+        kinds = list(cfg.knn.features)
+        if "backbone" not in kinds or set(kinds) - {"backbone", "projector"}:
+            raise UserError(
+                f"knn.features must be [backbone] or [backbone,projector], got {kinds}: the backbone's are compared."
+            )
     if cfg.holdout and not 0 < cfg.holdout.fraction < 1:
         raise UserError(
             f"holdout.fraction must be a number between 0 and 1, got {cfg.holdout.fraction}."
@@ -159,11 +169,13 @@ def _check_trials(cfg: DictConfig) -> None:
     numbers = {method: len(cfg.trials.get(method, [])) for method in cfg.methods}
     if len(set(numbers.values())) > 1 or 0 in numbers.values():
         raise UserError(
-            f"trials must have the same number for every method, got {', '.join(f'{m}: {n}' for m, n in numbers.items())}."
+            "trials must have the same number for every method, got "
+            f"{', '.join(f'{method}: {number}' for method, number in numbers.items())}."
         )
     if not cfg.holdout:
         raise UserError(
-            "trials choose settings, which must not see the images that are reported; add holdout.fraction and holdout.seed."
+            "trials choose settings, which must not see the images that are reported; "
+            "add holdout.fraction and holdout.seed."
         )
 
 

@@ -54,7 +54,7 @@ def write_results(plan: Plan, runs: List[Dict[str, Any]]) -> Dict[str, Any]:
         "runs": runs,
     }
     if cfg.trials:
-        trials = {method: plain(cfg.trials[method]) for method in cfg.methods}
+        trials: Dict[str, Any] = {method: plain(cfg.trials[method]) for method in cfg.methods}
         results["search"] = chosen(runs, trials, headline)
     else:
         results["summary"] = summarise(

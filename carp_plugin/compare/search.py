@@ -1,4 +1,4 @@
-"""The small search that gives every method a fair chance: as many trials for each, judged on held-out training images."""
+"""The small search that gives every method a fair chance: as many trials each, judged on held-out training images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from rich.table import Table
 CRITERION = "k-NN top-1 of the student's backbone on the held-out images, mean over seeds"
 
 
-def chosen(runs: List[Dict[str, Any]], trials: Dict[str, List[Dict[str, Any]]], k: int) -> Dict[str, Any]:
+def chosen(
+    runs: List[Dict[str, Any]], trials: Dict[str, List[Dict[str, Any]]], k: int
+) -> Dict[str, Any]:
     """What a search found.
 
     Args:
@@ -25,7 +27,7 @@ def chosen(runs: List[Dict[str, Any]], trials: Dict[str, List[Dict[str, Any]]], 
     """
     found: Dict[str, Any] = {"criterion": f"{CRITERION}, k = {k}", "methods": {}}
     for method, tried in trials.items():
-        rows = []
+        rows: List[Dict[str, Any]] = []
         for number, settings in enumerate(tried):
             label = f"{method}-{number}"
             values = [_accuracy(run, k) for run in runs if run["label"] == label]

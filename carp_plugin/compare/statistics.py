@@ -267,7 +267,10 @@ def explanation(summary: Mapping[str, Any]) -> str:
     if shared and min(shared) == 1:
         text += " Where only one seed is shared (*), images alone are drawn: that interval says nothing of other seeds."
     if any(1 < n < 5 for n in shared):
-        text += " With so few seeds an interval tends to be too narrow."
+        text += (
+            " With so few seeds an interval is too narrow where seeds differ far more than images do, and too wide "
+            "where each seed gets images of its own right."
+        )
     return text
 
 

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
@@ -29,6 +30,7 @@ from carp_plugin.callbacks.history import write_json
 from carp_plugin.data.loaders import labelled_loaders
 from carp_plugin.errors import UserError
 
+_CONSTANT = 1e-5  # spread of features below which all images look alike; that of a random network is above 1e-3
 JOB, RESULT, CORRECT, GALLERY = "job.json", "result.json", "correct.npz", "gallery.npz"
 
 
@@ -57,14 +59,13 @@ def work(folder: Path) -> Dict[str, Any]:
         for network, measured in knn["accuracy"].items():
             accuracy.setdefault(network, {"linear": None})["knn"] = measured
         result["seconds"]["knn"] = knn["seconds"]
-        result["tensors"] = knn["tensors"]
+        result["tensors"], result["spread"] = knn["tensors"], knn["spread"]
         result["gallery"] = knn["gallery"]
     if settings["linear"]:
         result["seconds"]["linear"] = 0.0
         for network in [name for name in ("student", "teacher") if name in accuracy]:
-            linear = _stage(
-                folder, f"linear-{network}", lambda: _linear(folder, checkpoint, network, settings)
-            )
+            evaluate = partial(_linear, folder, checkpoint, network, settings)
+            linear = _stage(folder, f"linear-{network}", evaluate)
             accuracy[network]["linear"] = linear["accuracy"]
             result["seconds"]["linear"] += linear["seconds"]
     if (folder / CORRECT).is_file():
@@ -113,7 +114,11 @@ def _pretrain(folder: Path, settings: Dict[str, Any]) -> Dict[str, Any]:
         "images_per_second": round(images / seconds, 1) if seconds else None,
         "peak_memory_mb": _peak_memory_mb(),
         "config": summary["config"],
-        "provenance": {key: summary[key] for key in ("host", "versions", "machine", "commit")},
+        "provenance": {
+            **{key: summary[key] for key in ("commit", "versions", "machine")},
+            # where solo-learn lies is this machine's business
+            "host": {k: v for k, v in summary["host"].items() if k != "location"},
+        },
         "checkpoint": str(checkpoint.relative_to(folder)),
     }
 
@@ -129,7 +134,8 @@ def _peak_memory_mb() -> int:
 def _knn(folder: Path, checkpoint: Path, settings: Dict[str, Any]) -> Dict[str, Any]:
     from carp_plugin.compare.gallery import save
     from carp_plugin.evaluation.checkpoint import load_pretrained
-    from carp_plugin.evaluation.knn import evaluate
+    from carp_plugin.evaluation.knn import weighted_knn
+    from carp_plugin.evaluation.store import stream
 
     started = time.perf_counter()
     pretrained = load_pretrained(checkpoint)
@@ -137,25 +143,37 @@ def _knn(folder: Path, checkpoint: Path, settings: Dict[str, Any]) -> Dict[str, 
     loaders = labelled_loaders(pretrained.cfg)
     if loaders is None:
         raise UserError("there are no labelled images to evaluate on; give data.val_path.")
-    train, val = loaders
+    device = torch.device("cpu" if pretrained.cfg.accelerator == "cpu" else "cuda")
+    wanted = settings["knn"]
+    networks = {
+        name: (backbone.to(device), {kind: head.to(device) for kind, head in heads.items()})
+        for name, (backbone, heads) in pretrained.parts(wanted["features"]).items()
+    }
+    bank, queries = (stream(networks, loader, device) for loader in loaders)
     accuracy: Dict[str, Any] = {}
     correct: Dict[str, np.ndarray] = {}
-    for network in pretrained.networks:
-        accuracy[network] = {}
-        for kind in settings["knn"]["features"]:
-            measured = evaluate(pretrained.network(network, kind), train, val, settings["knn"])
-            accuracy[network][kind] = measured.accuracy
+    for name, (_, heads) in networks.items():
+        accuracy[name] = {}
+        for kind in heads:
+            key = f"{name}/{kind}"
+            found = weighted_knn(
+                bank[key], queries[key], wanted["k"], wanted["temperature"], device=device
+            )
+            accuracy[name][kind] = found.accuracy
             if kind == "backbone":
-                correct.update({f"knn/{network}/{k}": hit for k, hit in measured.correct.items()})
+                correct.update({f"knn/{name}/{k}": hit for k, hit in found.correct.items()})
     _save_correct(folder, correct)
     gallery = None
-    if settings["gallery"]:
-        files = [path for path, _ in val.dataset.dataset.samples]
+    val: Any = loaders[1]
+    samples = getattr(val.dataset.dataset, "samples", None)  # files, where the images are files
+    if settings["gallery"] and samples:
+        files = [path for path, _ in samples]
         save(folder / GALLERY, pretrained.model, val, files, **settings["gallery"])
         gallery = GALLERY
     return {
         "accuracy": accuracy,
         "tensors": pretrained.tensors,
+        "spread": {name: _spread(queries[f"{name}/backbone"].feats) for name in networks},
         "gallery": gallery,
         "seconds": round(time.perf_counter() - started, 1),
     }
@@ -205,20 +223,16 @@ def _save_correct(folder: Path, correct: Dict[str, np.ndarray]) -> None:
 
 def _verdict(result: Dict[str, Any]) -> Tuple[str, Optional[str]]:
     """Whether a run that ended learned anything: its status, and why not."""
-    if result["signs_of_collapse"]:
-        return "collapsed", "; ".join(result["signs_of_collapse"])
-    chance = 100 / result["config"]["data"]["num_classes"]
-    top1 = _headline(result)
-    if top1 is not None and top1 < 1.5 * chance:
-        return "collapsed", f"k-NN of the student's features is at chance ({top1:.1f} %)"
-    return "ok", None
+    signs = list(result["signs_of_collapse"])
+    for network, spread in result.get("spread", {}).items():
+        if not spread > _CONSTANT:  # nan too
+            signs.append(f"the {network}'s features are the same for every image")
+    return ("collapsed", "; ".join(signs)) if signs else ("ok", None)
 
 
-def _headline(result: Dict[str, Any]) -> Optional[float]:
-    knn = result["accuracy"].get("student", {}).get("knn")
-    if not knn:
-        return None
-    return max(top1 for top1, _ in knn["backbone"].values())
+def _spread(rows: torch.Tensor) -> float:
+    """How far unit rows (N, F) are from being one and the same: 1 - |mean row|^2, 0 to 1."""
+    return 1 - float(rows.float().mean(dim=0).square().sum())
 
 
 def _follow_parent() -> None:

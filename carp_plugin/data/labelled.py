@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from carp_plugin.data.epochs import EpochOrder, epoch_loader
-from carp_plugin.data.loaders import NamesBadImages, _read, check_batch, evaluation_transform
+from carp_plugin.data.loaders import NamesBadImages, check_batch, evaluation_transform, read_data
 from carp_plugin.host import (
     ClassificationDALIDataModule,
     omegaconf_select,
@@ -52,7 +52,7 @@ def labelled_data(cfg: DictConfig, pretraining: DictConfig) -> LabelledData:
     statistics = OmegaConf.create({"data": cfg.data, "augmentations": [views[0]]})
     evaluation = evaluation_transform(statistics)
     data_format = "image_folder" if cfg.data.format == "dali" else cfg.data.format
-    train_set, val_set = _read(
+    train_set, val_set = read_data(
         lambda: prepare_classification_datasets(
             cfg.data.dataset,
             training_transform(cfg, evaluation),

@@ -91,7 +91,7 @@ def pretrain_loader(cfg: DictConfig) -> DataLoader:
     )
     if cfg.debug_augmentations:
         print(f"Transforms:\n{transform}")
-    dataset = _read(
+    dataset = read_data(
         lambda: prepare_datasets(
             cfg.data.dataset,
             transform,
@@ -145,7 +145,7 @@ def labelled_loaders(cfg: DictConfig) -> Optional[Tuple[DataLoader, DataLoader]]
         return None
     transform = evaluation_transform(cfg)
     data_format = "image_folder" if cfg.data.format == "dali" else cfg.data.format
-    train, val = _read(
+    train, val = read_data(
         lambda: prepare_classification_datasets(
             cfg.data.dataset,
             transform,
@@ -220,7 +220,7 @@ def count_files(cfg: DictConfig) -> int:
     return sum(path.is_file() for path in Path(cfg.data.train_path).glob(pattern))
 
 
-def _read(build: Callable[[], Any]) -> Any:
+def read_data(build: Callable[[], Any]) -> Any:
     """Builds a data set; what its files lack is the user's to mend."""
     try:
         return build()

@@ -11,7 +11,7 @@ import logging
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Optional, Tuple, Union
+from typing import Dict, Iterator, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn as nn
@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from carp_plugin import register
 from carp_plugin.errors import UserError, did_you_mean
 from carp_plugin.evaluation.state import (
+    NETWORKS,
     current_names,
     epoch_in_name,
     find_checkpoint,
@@ -41,7 +42,6 @@ TRAINING_BUFFERS = (
     "pos_enc.penc.penc.cached_penc",
 )
 
-_BACKBONE = {"student": "backbone", "teacher": "momentum_backbone"}
 #: DINO calls its projector head.
 _PROJECTOR = {
     "student": ("projector", "head"),
@@ -74,9 +74,7 @@ class Pretrained:
     @property
     def networks(self) -> Tuple[str, ...]:
         """``("student",)``, or ``("student", "teacher")`` where the method has a momentum copy."""
-        return tuple(
-            name for name, attribute in _BACKBONE.items() if hasattr(self.model, attribute)
-        )
+        return tuple(name for name, attribute in NETWORKS.items() if hasattr(self.model, attribute))
 
     def backbone(self, which: str = "student") -> nn.Module:
         """The backbone: images (N, 3, H, W) to features (N, F).
@@ -86,7 +84,7 @@ class Pretrained:
         """
         if which not in self.networks:
             raise UserError(f"{self.method} has no {which}; it has {' and '.join(self.networks)}.")
-        return getattr(self.model, _BACKBONE[which])
+        return getattr(self.model, NETWORKS[which])
 
     def has_projector(self, which: str = "student") -> bool:
         """Whether a network has a projector; MAE's has none."""
@@ -109,6 +107,26 @@ class Pretrained:
     def _projector(self, which: str) -> Optional[nn.Module]:
         modules = (getattr(self.model, name, None) for name in _PROJECTOR[which])
         return next((module for module in modules if isinstance(module, nn.Module)), None)
+
+    def parts(self, features: Sequence[str]) -> Dict[str, Tuple[nn.Module, Dict[str, nn.Module]]]:
+        """Every network as :func:`carp_plugin.evaluation.store.stream` takes it, so that a backbone is run once.
+
+        Args:
+            features: of ``"backbone"`` and ``"projector"``; a projector that the method does not have is left out.
+
+        Returns:
+            Dict[str, Tuple[nn.Module, Dict[str, nn.Module]]]: network -> its backbone, and features -> what makes them
+            of the backbone's.
+        """
+        found = {}
+        for name in self.networks:
+            heads = {
+                kind: nn.Identity() if kind == "backbone" else self.projector(name)
+                for kind in features
+                if kind == "backbone" or self.has_projector(name)
+            }
+            found[name] = (self.backbone(name), heads)
+        return found
 
     def network(self, which: str = "student", features: str = "backbone") -> nn.Module:
         """A network as one module, which shares its weights with ``model``.
@@ -153,7 +171,7 @@ def load_pretrained(path: Union[str, Path]) -> Pretrained:
     state = {name: tensor for name, tensor in state.items() if name not in buffers}
     result = fit(own, state)
     if result.complaint():
-        backbone = any(name.startswith(tuple(_BACKBONE.values())) for name in result.reshaped)
+        backbone = any(name.startswith(tuple(NETWORKS.values())) for name in result.reshaped)
         raise UserError(
             f"the checkpoint {path} does not fit the {cfg.method} on {cfg.backbone.name} that its args.json describes: "
             f"{result.complaint()}; "
@@ -214,7 +232,7 @@ def read_cfg(path: Path) -> DictConfig:
 def _built(cfg: DictConfig, path: Path) -> nn.Module:
     """The method of a configuration, with random weights."""
     try:
-        with _advice_silenced():
+        with advice_silenced():
             model = METHODS[cfg.method](cfg)
     except (OmegaConfBaseException, AssertionError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
@@ -228,8 +246,8 @@ def _built(cfg: DictConfig, path: Path) -> nn.Module:
 
 
 @contextmanager
-def _advice_silenced() -> Iterator[None]:
-    """The host warns about schedules when it builds a method; here nothing is trained."""
+def advice_silenced() -> Iterator[None]:
+    """The host warns about schedules when it builds a module; what is meant by them is checked before."""
     before = logging.root.manager.disable
     logging.disable(max(before, logging.WARNING))
     try:
@@ -253,7 +271,7 @@ def load_backbone(path: Union[str, Path], backbone: nn.Module, which: str = "stu
         UserError: the checkpoint cannot be read, has no such backbone, or its tensors are of another one.
     """
     path = find_checkpoint(path)
-    prefix = _BACKBONE[which] + "."
+    prefix = NETWORKS[which] + "."
     everything = current_names(read_state_dict(path))
     state = {k[len(prefix) :]: v for k, v in everything.items() if k.startswith(prefix)}
     if not state:

@@ -7,13 +7,11 @@ from typing import Any, Dict
 import torch
 
 from carp_plugin.evaluation.features import FeatureEvaluator
-
-#: Name of a network -> the attribute of a method of the host that holds its backbone.
-BACKBONES = {"student": "backbone", "teacher": "momentum_backbone"}
+from carp_plugin.evaluation.state import NETWORKS
 
 
 class KnnCurve:
-    """Measures ``knn_student`` and, where the method has a teacher, ``knn_teacher``: top-1 in percent on the validation images.
+    """Measures ``knn_student`` and, where the method has a teacher, ``knn_teacher``: top-1 on the validation images, %.
 
     Training goes on as without it: the random state that loading the images would advance is put back.
 
@@ -33,7 +31,7 @@ class KnnCurve:
             return {}
         measured = {}
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            for name, attribute in BACKBONES.items():
+            for name, attribute in NETWORKS.items():
                 backbone = getattr(module, attribute, None)
                 features = backbone is not None and self.evaluator.features(backbone, "")
                 if features:

@@ -18,6 +18,9 @@ from carp_plugin.errors import UserError, did_you_mean
 
 SUFFIXES = (".ckpt", ".pth", ".pt")
 
+#: Network of a method -> the attribute, and the prefix of the tensors, of its backbone in both hosts.
+NETWORKS = {"student": "backbone", "teacher": "momentum_backbone"}
+
 #: What solo-learn 1.0.5 and earlier called the networks.
 _OLD_NAMES = {"encoder.": "backbone.", "momentum_encoder.": "momentum_backbone."}
 

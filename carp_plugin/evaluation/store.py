@@ -65,6 +65,8 @@ def stream(
 
     Rows are l2-normalised in float32 and then rounded to float16, that is to 11 significant bits: a cosine
     similarity moves by less than 2^-10, typically by 1e-5, once the rows are brought to unit length again in float32.
+    A query whose votes are nearly tied can thereby change its class against float32 features; the fewer the
+    dimensions, and the more alike the features, the likelier.
 
     Args:
         networks: name -> (backbone, heads): the backbone takes images (N, 3, H, W) to features (N, F), each head

@@ -9,7 +9,9 @@ from carp_plugin.config import plain
 from tests.helpers import METHOD_KWARGS, small_cfg
 
 
-def comparison(images: Path, methods: Sequence[str] = ("carp", "simsiam"), **changes: Any) -> DictConfig:
+def comparison(
+    images: Path, methods: Sequence[str] = ("carp", "simsiam"), **changes: Any
+) -> DictConfig:
     """One epoch of each method on the images under ``images``, evaluated with k = 5.
 
     Args:

@@ -130,11 +130,11 @@ ALL_FAILED = {
 @pytest.mark.parametrize(
     "settings, metrics, absent",
     [
-        ({"seeds": (0,)}, 4, ["troubled", "gallery"]),
+        ({"seeds": (0,), "methods": ("carp", "byol")}, 4, ["troubled", "gallery"]),
         ({"methods": ("carp",)}, 4, ["troubled"]),
         ({**ALL_FAILED, "seeds": (0, 1)}, None, ["curves", "terms", "gallery"]),
         ({"methods": ("swav", "barlow_twins")}, 2, ["gallery"]),
-        ({"linear": False}, 2, ["gallery"]),
+        ({"linear": False, "methods": ("carp", "swav")}, 2, ["gallery"]),
     ],
     ids=["one seed", "one method", "all failed", "no teacher", "no linear"],
 )

@@ -21,7 +21,12 @@ TRIALS = {
 
 def test_every_method_with_every_seed(images):
     jobs = plan(comparison(images, seeds=[0, 3])).jobs
-    assert [job.name for job in jobs] == ["carp-seed0", "simsiam-seed0", "carp-seed3", "simsiam-seed3"]
+    assert [job.name for job in jobs] == [
+        "carp-seed0",
+        "simsiam-seed0",
+        "carp-seed3",
+        "simsiam-seed3",
+    ]
     assert [job.settings["pretrain"]["seed"] for job in jobs] == [0, 0, 3, 3]
 
 
@@ -40,7 +45,10 @@ def test_a_method_may_have_an_optimizer_of_its_own(images):
 
 def test_only_carp_has_a_gallery(images):
     carp, simsiam = plan(comparison(images)).jobs
-    assert carp.settings["gallery"] == {"rows": 3, "columns": 4} and simsiam.settings["gallery"] is None
+    assert (
+        carp.settings["gallery"] == {"rows": 3, "columns": 4}
+        and simsiam.settings["gallery"] is None
+    )
 
 
 def test_a_search_has_a_run_for_every_trial_and_never_sees_the_reported_images(images):
@@ -57,12 +65,21 @@ def test_a_search_has_a_run_for_every_trial_and_never_sees_the_reported_images(i
 
 
 MISTAKES = {
-    "unknown method": ({"methods": ["carp", "simsiamm"]}, "methods: simsiamm is unknown; did you mean 'simsiam'"),
+    "unknown method": (
+        {"methods": ["carp", "simsiamm"]},
+        "methods: simsiamm is unknown; did you mean 'simsiam'",
+    ),
     "a method twice": ({"methods": ["carp", "carp"]}, "names one of them twice"),
     "no method": ({"methods": []}, "methods must be a list, as in methods=[carp,byol]"),
     "methods without brackets": ({"methods": "carp"}, "methods must be a list"),
-    "seed of the wrong type": ({"seeds": ["one"]}, "seeds must hold whole numbers of at least 0, got 'one'"),
-    "settings of nobody": ({"settings__byoll": {}}, "settings.byoll: unknown method; did you mean 'byol'"),
+    "seed of the wrong type": (
+        {"seeds": ["one"]},
+        "seeds must hold whole numbers of at least 0, got 'one'",
+    ),
+    "settings of nobody": (
+        {"settings__byoll": {}},
+        "settings.byoll: unknown method; did you mean 'byol'",
+    ),
     "a typo in settings": (
         {"settings__simsiam__method_kwargs__pred_hiden_dim": 8},
         "method_kwargs.pred_hiden_dim is not a key of simsiam; did you mean 'pred_hidden_dim'",
@@ -70,12 +87,16 @@ MISTAKES = {
     "a typo in a shared key": ({"max_epoch": 3}, "max_epoch is not a key of the configuration"),
     "no jobs": ({"jobs": 0}, "jobs must hold whole numbers of at least 1, got 0"),
     "half a k": ({"knn__k": [1.5]}, "knn.k must hold whole numbers"),
+    "no features of the backbone": ({"knn__features": ["projector"]}, "knn.features must be"),
     "missing data": ({"data__train_path": "nowhere"}, "data.train_path=nowhere does not exist"),
     "unequal trials": (
         {"trials": {**TRIALS, "carp": []}, "holdout": {"fraction": 0.25, "seed": 0}},
         "trials must have the same number for every method, got carp: 0, simsiam: 2",
     ),
-    "a search on the reported images": ({"trials": TRIALS}, "must not see the images that are reported"),
+    "a search on the reported images": (
+        {"trials": TRIALS},
+        "must not see the images that are reported",
+    ),
     "the whole held out": (
         {"trials": TRIALS, "holdout": {"fraction": 1, "seed": 0}},
         "holdout.fraction must be a number between 0 and 1, got 1",

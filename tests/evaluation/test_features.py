@@ -1,9 +1,11 @@
 """k-NN and linear accuracy of features, against values known beforehand."""
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from carp_plugin.errors import UserError
 from carp_plugin.evaluation.features import (
     FeatureEvaluator,
     Features,
@@ -11,6 +13,7 @@ from carp_plugin.evaluation.features import (
     knn_accuracy,
     linear_accuracy,
 )
+from carp_plugin.evaluation.store import stream
 
 
 class WithBatchNorm(torch.nn.Module):
@@ -85,3 +88,53 @@ def test_linear_layer_takes_every_optimizer_of_a_run(optimizer):
 
 def test_without_labels_nothing_is_evaluated():
     assert FeatureEvaluator(None, torch.device("cpu")).features(WithBatchNorm(), "x") is None
+
+
+HEADS = {"net": (torch.nn.Flatten(), {"own": torch.nn.Identity(), "flat": torch.nn.Linear(12, 4)})}
+
+
+@pytest.mark.parametrize("folder", [None, "store"])
+def test_streamed_rows_are_unit_rows_rounded_to_half(folder, tmp_path):
+    folder = folder and tmp_path / folder
+    found = stream(HEADS, loader(), torch.device("cpu"), folder=folder)
+    images = torch.arange(120.0).view(10, 12)
+    for head, module in HEADS["net"][1].items():
+        rows = found[f"net/{head}"]
+        expected = torch.nn.functional.normalize(module(images)).half()
+        assert rows.feats.dtype == torch.float16 and torch.equal(rows.feats, expected)
+        assert rows.targets.tolist() == [i % 3 for i in range(10)]
+    if folder:
+        assert sorted(path.name for path in folder.iterdir()) == ["net-flat.npy", "net-own.npy"]
+        found["net/own"].feats[0] = 0  # what is mapped is a copy on write
+        assert np.load(folder / "net-own.npy")[0].any()
+
+
+def test_half_precision_moves_a_similarity_by_less_than_it_says():
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.nn.functional.normalize(torch.randn(50, 512, generator=generator).double())
+    halves = torch.nn.functional.normalize(rows.half().double())
+    moved = (rows @ rows.T - halves @ halves.T).abs()
+    assert float(moved.max()) < 2**-10 and float(moved.mean()) < 2e-5
+
+
+def test_a_broken_stream_leaves_no_file(tmp_path):
+    class Breaks(torch.nn.Module):
+        def forward(self, images):
+            if images[0, 0, 0, 0] > 0:
+                raise RuntimeError("second batch")
+            return images.flatten(1)
+
+    with pytest.raises(RuntimeError, match="second batch"):
+        networks = {"net": (Breaks(), {"own": torch.nn.Identity()})}
+        stream(networks, loader(), torch.device("cpu"), folder=tmp_path / "store")
+    assert list((tmp_path / "store").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_the_users_to_mend(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written to .*file"):
+        stream(HEADS, loader(), torch.device("cpu"), folder=tmp_path / "file")
+
+
+def test_a_bank_smaller_than_k_gives_all_its_neighbours():
+    assert knn_accuracy(blobs(0, n=9), blobs(1), k=20) == knn_accuracy(blobs(0, n=9), blobs(1), k=9)

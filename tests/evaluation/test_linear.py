@@ -183,10 +183,8 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(workers, images, checkpoint
     for name in ("whole", "broken"):
         cfg = linear_cfg(images, checkpoints["carp"], checkpoint__dir=name, **settings)
         if name == "broken":
-            with (
-                interrupted_at(step=7),
-                pytest.raises(KeyboardInterrupt, match="epoch 2 at step 7.*ep=1.ckpt"),
-            ):
+            says = "epoch 2 at step 7.*ep=1.ckpt"
+            with interrupted_at(step=7), pytest.raises(KeyboardInterrupt, match=says):
                 linear(cfg)
         done.append(linear(cfg))
     assert "resuming from broken/linear" in capsys.readouterr().out

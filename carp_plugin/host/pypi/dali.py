@@ -27,8 +27,15 @@ else:
     class _WithoutDevice(Pipeline):
         """A pipeline that passes no device id on: DALI refuses one on a machine without a GPU."""
 
-        def __init__(self, *args: Any, device_id: Optional[int] = None, **kwargs: Any) -> None:
-            super().__init__(*args, device_id=None, **kwargs)
+        def __init__(
+            self,
+            batch_size: int,
+            num_threads: int,
+            device_id: Optional[int] = None,
+            seed: int = -1,
+            **kwargs: Any,
+        ) -> None:
+            super().__init__(batch_size, num_threads, device_id=None, seed=seed, **kwargs)
 
     class _CPUPretrainPipeline(PretrainPipeline, _WithoutDevice):
         """1.0.2's pipeline on the CPU; its own constructor adds the device id to the seed first."""
@@ -107,7 +114,7 @@ else:
             on_gpu = torch.cuda.is_available() and self.dali_device == "gpu"
             device = torch.device(f"cuda:{torch.cuda.current_device()}" if on_gpu else "cpu")
             pipeline = (_CPUPretrainPipeline if self.dali_device == "cpu" else PretrainPipeline)(
-                self.train_data_path,
+                self.train_data_path,  # type: ignore[arg-type]  # the host's own class has no types
                 batch_size=self.batch_size,
                 device=self.dali_device,
                 transforms=[crop.transform for crop in self.crops],
@@ -164,7 +171,7 @@ else:
             """Builds the pipeline of this rank's shard."""
             trainer: Any = self.trainer
             pipeline = (_CPUNormalPipeline if self.dali_device == "cpu" else NormalPipeline)(
-                str(self.train_data_path),
+                str(self.train_data_path),  # type: ignore[arg-type]
                 batch_size=self.batch_size,
                 device=self.dali_device,
                 validation=False,
