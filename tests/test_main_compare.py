@@ -64,9 +64,9 @@ def numbers(tree):
 
 
 def workers():
-    """Processes that do a run of a comparison under the current folder."""
+    """Processes that do a run of the comparison that is killed."""
     found = subprocess.run(
-        ["pgrep", "-f", "carp_plugin.compare.worker results/"], capture_output=True
+        ["pgrep", "-f", "carp_plugin.compare.worker results/killed"], capture_output=True
     )
     return found.stdout.split()
 
@@ -171,7 +171,7 @@ def test_killed_three_times_it_ends_with_the_same_numbers(images, unbroken, tmp_
     configs = written(tmp_path / "configs", whole(images))
     chance = random.Random(0)
     for _ in range(3):
-        process = started(configs, "jobs=2", "dir=results/killed")
+        process = started(configs, "++jobs=2", "dir=results/killed")
         try:
             output = process.communicate(timeout=chance.uniform(15, 40))[0]
             assert process.returncode == 0, output  # it was faster than the kill

@@ -27,7 +27,6 @@ from carp_plugin.evaluation.state import (
     find_checkpoint,
     fit,
     read_checkpoint,
-    read_state_dict,
 )
 from carp_plugin.host import BACKBONES, METHODS, omegaconf_select
 
@@ -254,35 +253,3 @@ def advice_silenced() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
-
-
-def load_backbone(path: Union[str, Path], backbone: nn.Module, which: str = "student") -> str:
-    """Loads the backbone of a checkpoint, and nothing else of it, strictly; needs no ``args.json``.
-
-    Args:
-        path: a checkpoint, or the folder of a run.
-        backbone: without its classification layer; changed in place.
-        which: ``"student"`` or ``"teacher"``, the momentum copy.
-
-    Returns:
-        str: what was loaded, for the terminal.
-
-    Raises:
-        UserError: the checkpoint cannot be read, has no such backbone, or its tensors are of another one.
-    """
-    path = find_checkpoint(path)
-    prefix = NETWORKS[which] + "."
-    everything = current_names(read_state_dict(path))
-    state = {k[len(prefix) :]: v for k, v in everything.items() if k.startswith(prefix)}
-    if not state:
-        raise UserError(
-            f"the checkpoint {path} has no {which}: no tensor of it is called {prefix}…; "
-            + ("use the student." if which == "teacher" else "give a checkpoint of a pretraining.")
-        )
-    result = fit(backbone.state_dict(), state)
-    if result.complaint():
-        raise UserError(
-            f"the {which} of {path} is another backbone, {result.complaint()}; name the one it was trained with."
-        )
-    backbone.load_state_dict(state, strict=True)
-    return f"{result.total} of {result.total} tensors of the {which}'s backbone loaded from {path}"

@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import pickle
-import re
 import shutil
 
 import pytest
@@ -14,12 +13,8 @@ from omegaconf import OmegaConf
 from carp_plugin.callbacks.checkpoint import check_checkpoint
 from carp_plugin.config import checked
 from carp_plugin.errors import UserError
-from carp_plugin.evaluation.checkpoint import (
-    find_checkpoint,
-    load_backbone,
-    load_pretrained,
-    read_state_dict,
-)
+from carp_plugin.evaluation.checkpoint import load_pretrained
+from carp_plugin.evaluation.state import find_checkpoint, read_state_dict
 from carp_plugin.pretrain import build_model
 from tests.helpers import image_folder, small_cfg
 
@@ -264,33 +259,3 @@ def test_a_configuration_that_builds_nothing_earns_one_sentence(byol, tmp_path, 
     with pytest.raises(UserError, match=says) as error:
         load_pretrained(folder)
     assert str(folder) in one_sentence(error)
-
-
-@pytest.mark.parametrize("old", [False, True])
-@pytest.mark.parametrize("which, prefix", [("student", ""), ("teacher", "momentum_")])
-def test_a_backbone_alone_needs_no_args(byol, images, tmp_path, old, which, prefix):
-    def rename(state):
-        for key in list(state) if old else []:
-            state[re.sub(r"^(momentum_)?backbone\.", r"\1encoder.", key)] = state.pop(key)
-
-    folder = changed(byol, tmp_path, rename)
-    (folder / "args.json").unlink()
-    torch.manual_seed(1)
-    cfg = checked(small_cfg(images, "simsiam", checkpoint__enabled=False))
-    backbone = build_model(cfg).backbone
-    said = load_backbone(folder, backbone, which)
-    assert re.match(rf"120 of 120 tensors of the {which}'s backbone loaded from ", said)
-    true = getattr(byol[1], f"{prefix}backbone").state_dict()
-    assert all(torch.equal(value, true[key]) for key, value in backbone.state_dict().items())
-    with pytest.raises(UserError, match=r"another backbone, 0 of 2 tensors fit, 2 missing"):
-        load_backbone(folder, torch.nn.Linear(2, 2), which)
-
-
-def test_a_backbone_that_is_not_there_is_said(byol, tmp_path):
-    def no_teacher(state):
-        for key in [key for key in state if key.startswith("momentum_")]:
-            del state[key]
-
-    folder = changed(byol, tmp_path, no_teacher)
-    with pytest.raises(UserError, match=r"has no teacher: .*momentum_backbone.*use the student"):
-        load_backbone(folder, torch.nn.Linear(2, 2), "teacher")
