@@ -60,8 +60,9 @@ def stream(
     device: torch.device,
     title: str = "",
     folder: Optional[Path] = None,
+    dtype: torch.dtype = torch.float16,
 ) -> Dict[str, Features]:
-    """Unit rows in half precision of several networks, in one pass over the images.
+    """Unit rows of several networks, in half precision, in one pass over the images.
 
     Rows are l2-normalised in float32 and then rounded to float16, that is to 11 significant bits: a cosine
     similarity moves by less than 2^-10, typically by 1e-5, once the rows are brought to unit length again in float32.
@@ -76,9 +77,11 @@ def stream(
         title: as for :func:`extract`.
         folder: where to keep the rows as ``name-head.npy``, which are then mapped into memory, not held there; None
             holds them in memory.
+        dtype: float16, or float32 to keep every bit: features of small data, or of networks that tell images apart by
+            less than half precision can hold, as random ones do.
 
     Returns:
-        Dict[str, Features]: float16, under ``"name/head"``, in the loader's order.
+        Dict[str, Features]: of ``dtype``, under ``"name/head"``, in the loader's order.
 
     Raises:
         UserError: the folder cannot be made or a file not be written.
@@ -89,7 +92,7 @@ def stream(
     ]
     targets: List[torch.Tensor] = []
     rows: Dict[str, _Rows] = {
-        f"{name}/{head}": _Rows(total, folder and folder / f"{name}-{head}.npy")
+        f"{name}/{head}": _Rows(total, dtype, folder and folder / f"{name}-{head}.npy")
         for name, (_, heads) in networks.items()
         for head in heads
     }
@@ -101,7 +104,7 @@ def stream(
                     feats = backbone(images)
                     for head, module in heads.items():
                         unit = F.normalize(module(feats).float().flatten(1))
-                        rows[f"{name}/{head}"].append(unit.half().cpu())
+                        rows[f"{name}/{head}"].append(unit.to(dtype).cpu())
                 targets.append(labels)
         labels = torch.cat(targets)
         return {key: Features(row.finish(), labels) for key, row in rows.items()}
@@ -115,54 +118,55 @@ def stream(
 
 
 class _Rows:
-    """Collects N rows of half precision, in one tensor or in one .npy file that is there as a whole or not at all.
+    """Collects N rows, in one tensor or in one .npy file that is there as a whole or not at all.
 
     The file is written, not mapped, while it grows: a full disk is then an error and not a crash.
     """
 
-    def __init__(self, total: int, path: Optional[Path]) -> None:
-        self.total, self.path = total, path
+    def __init__(self, total: int, dtype: torch.dtype, path: Optional[Path]) -> None:
+        self.total, self.dtype, self.path = total, dtype, path
+        self.unfinished = path and path.with_name(f"{path.name}.{os.getpid()}.part")
         self.count = 0
         self.tensor: Optional[torch.Tensor] = None
         self.file: Optional[BinaryIO] = None
 
     def append(self, rows: torch.Tensor) -> None:
-        if self.path is None:
+        if self.path is None or self.unfinished is None:
             if self.tensor is None:
                 self.tensor = rows.new_empty(self.total, rows.shape[1])
             self.tensor[self.count : self.count + len(rows)] = rows
         else:
             if self.file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                self.file = open(self._unfinished, "wb")
+                self.file = open(self.unfinished, "wb")
+                shape = (self.total, rows.shape[1])
                 np.lib.format.write_array_header_1_0(
-                    self.file,
-                    {"descr": "<f2", "fortran_order": False, "shape": (self.total, rows.shape[1])},
+                    self.file, {"descr": self.kind, "fortran_order": False, "shape": shape}
                 )
-            self.file.write(rows.numpy().astype("<f2", copy=False).tobytes())
+            self.file.write(rows.numpy().astype(self.kind, copy=False).tobytes())
         self.count += len(rows)
+
+    @property
+    def kind(self) -> str:
+        """numpy's name of the type."""
+        return "<f2" if self.dtype == torch.float16 else "<f4"
 
     def finish(self) -> torch.Tensor:
         if self.count != self.total:
             raise ValueError(f"expected {self.total} rows, one an image, got {self.count}")
         if self.path is None:
-            return self.tensor if self.tensor is not None else torch.empty(0, 0).half()
-        if self.file is not None:
+            return self.tensor if self.tensor is not None else torch.empty(0, 0)
+        if self.file is not None and self.unfinished is not None:
             self.file.close()
-            os.replace(self._unfinished, self.path)
+            os.replace(self.unfinished, self.path)
         # Copy on write: torch wants memory that it may write to, and the file stays as it is.
         return torch.from_numpy(np.load(self.path, mmap_mode="c"))
 
     def discard(self) -> None:
         """Leaves nothing half-written behind."""
-        if self.file is not None:
+        if self.file is not None and self.unfinished is not None:
             self.file.close()
-            self._unfinished.unlink(missing_ok=True)
-
-    @property
-    def _unfinished(self) -> Path:
-        assert self.path is not None, "rows in memory have no file"
-        return self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
+            self.unfinished.unlink(missing_ok=True)
 
 
 @contextmanager

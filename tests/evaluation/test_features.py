@@ -94,14 +94,15 @@ HEADS = {"net": (torch.nn.Flatten(), {"own": torch.nn.Identity(), "flat": torch.
 
 
 @pytest.mark.parametrize("folder", [None, "store"])
-def test_streamed_rows_are_unit_rows_rounded_to_half(folder, tmp_path):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_streamed_rows_are_unit_rows_rounded_to_their_type(folder, dtype, tmp_path):
     folder = folder and tmp_path / folder
-    found = stream(HEADS, loader(), torch.device("cpu"), folder=folder)
+    found = stream(HEADS, loader(), torch.device("cpu"), folder=folder, dtype=dtype)
     images = torch.arange(120.0).view(10, 12)
     for head, module in HEADS["net"][1].items():
         rows = found[f"net/{head}"]
-        expected = torch.nn.functional.normalize(module(images)).half()
-        assert rows.feats.dtype == torch.float16 and torch.equal(rows.feats, expected)
+        expected = torch.nn.functional.normalize(module(images)).to(dtype)
+        assert rows.feats.dtype == dtype and torch.equal(rows.feats, expected)
         assert rows.targets.tolist() == [i % 3 for i in range(10)]
     if folder:
         assert sorted(path.name for path in folder.iterdir()) == ["net-flat.npy", "net-own.npy"]
