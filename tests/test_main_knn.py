@@ -15,7 +15,8 @@ from carp_plugin.evaluation.checkpoint import load_pretrained
 from carp_plugin.evaluation.features import extract
 from carp_plugin.evaluation.knn import weighted_knn
 from carp_plugin.host import HOST
-from carp_plugin.knn import data_cfg, main_knn, parser
+from carp_plugin.knn import main_knn, parser
+from carp_plugin.offline import data_cfg
 from carp_plugin.pretrain import pretrain
 from tests.helpers import image_folder, small_cfg
 from tests.run_cli import run_cli

@@ -1,4 +1,4 @@
-"""How the pictures of a comparison are drawn and written: styles, SVG for the page, PNG for a README.
+"""How pictures are drawn and written: styles, SVG for the page of a comparison, PNG for a README, PDF for a paper.
 
 Every picture is small enough for a telephone, so a page sets them side by side instead of shrinking a large one. The
 same results give the same bytes. In an SVG the colours are CSS variables with the printed colour as their fallback:
@@ -7,6 +7,7 @@ a page can change them for a dark background, and alone the picture looks as it 
 
 from __future__ import annotations
 
+import colorsys
 import html
 import io
 import re
@@ -18,7 +19,9 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 #: Okabe and Ito's colours without black and yellow: apart for every kind of colour vision. In grey, markers tell.
@@ -50,6 +53,7 @@ def drawing() -> Iterator[None]:
         "text.parse_math": False,
         "svg.fonttype": "none",
         "svg.hashsalt": "carp_plugin",
+        "pdf.fonttype": 42,  # TrueType; publishers refuse the default, Type 3
         "font.family": "sans-serif",
         "font.size": 10,
         "axes.facecolor": "none",
@@ -95,6 +99,20 @@ def styles(labels: Sequence[str]) -> Dict[str, Dict[str, Any]]:
         label: {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)]}
         for i, label in enumerate(labels)
     }
+
+
+def colours(count: int) -> List[str]:
+    """A colour of its own for each of ``count`` things, as ``"#rrggbb"``.
+
+    The palette while it lasts; beyond it hues at equal distances, whose lightness alternates so that neighbours differ.
+    """
+    if count <= len(PALETTE):
+        return list(PALETTE[:count])
+    lightness = (0.36, 0.52, 0.68)
+    return [
+        to_hex(colorsys.hls_to_rgb(i / count, lightness[i % len(lightness)], 0.75))
+        for i in range(count)
+    ]
 
 
 def svg(picture: Picture) -> str:
@@ -148,4 +166,20 @@ def write_png(picture: Picture, folder: Path, dpi: int = 160) -> Path:
         picture.figure.set_facecolor("white")
         picture.figure.set_dpi(dpi)
         FigureCanvasAgg(picture.figure).print_png(str(path), metadata={"Software": None})
+    return path
+
+
+def write_pdf(picture: Picture, folder: Path) -> Path:
+    """Writes a picture on white to ``folder/NAME.pdf``, for a paper.
+
+    Args:
+        picture: any of this module's.
+        folder: exists already.
+    """
+    path = folder / f"{picture.name}.pdf"
+    with drawing():
+        picture.figure.set_facecolor("white")
+        FigureCanvasPdf(picture.figure).print_pdf(
+            str(path), metadata={"CreationDate": None, "Creator": None, "Producer": None}
+        )
     return path

@@ -7,15 +7,13 @@ exp(similarity / tau). One search for the largest k serves all of them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
-import torch.nn as nn
-from torch.utils.data import DataLoader
 
 from carp_plugin.evaluation.search import Found, Neighbours, search
-from carp_plugin.evaluation.store import Features, stream
+from carp_plugin.evaluation.store import Features
 
 _VOTES = 2**22  # float64 scores held at once: 32 MB
 
@@ -51,32 +49,6 @@ class KnnResult:
     def correct(self) -> Dict[int, np.ndarray]:
         """k -> (Q,) bool: which queries were classified correctly."""
         return {k: (found == self.targets).numpy() for k, found in self.predictions.items()}
-
-
-def evaluate(
-    network: nn.Module, train: DataLoader, val: DataLoader, settings: Mapping[str, Any]
-) -> KnnResult:
-    """k-NN accuracy of a network on the device that it is on; unit features in half precision.
-
-    Args:
-        network: images (N, 3, H, W) to features (N, F).
-        train: gives (images, labels) of the bank.
-        val: gives (images, labels) of the queries.
-        settings: ``k``, a list, and ``temperature``.
-
-    Raises:
-        ValueError: as :func:`weighted_knn`.
-    """
-    parameter = next(network.parameters(), None)
-    device = torch.device("cpu") if parameter is None else parameter.device
-    networks = {"network": (network, {"features": nn.Identity()})}
-    bank, queries = (
-        stream(networks, loader, device, f"features of {name} images")["network/features"]
-        for loader, name in ((train, "training"), (val, "validation"))
-    )
-    return weighted_knn(
-        bank, queries, settings["k"], settings["temperature"], device=device, title="k-NN"
-    )
 
 
 def weighted_knn(

@@ -5,11 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
 
 from carp_plugin.errors import UserError
 from carp_plugin.evaluation import search as searching
-from carp_plugin.evaluation.knn import classify, evaluate, weighted_knn
+from carp_plugin.evaluation.knn import classify, weighted_knn
 from carp_plugin.evaluation.search import Found, Neighbours, nearest, search
 from carp_plugin.evaluation.store import Features
 from carp_plugin.host import WeightedKNNClassifier
@@ -163,16 +162,3 @@ def test_a_diverged_network_has_no_neighbours(value):
     feats[3, 2] = value
     with pytest.raises(UserError, match="not finite"):
         weighted_knn(Features(feats, BANK.targets), QUERIES, [5])
-
-
-def test_a_network_is_evaluated_from_its_images():
-    def loader(features):
-        return DataLoader(TensorDataset(features.feats.view(-1, 1, 4, 4), features.targets), 32)
-
-    settings = {"k": [5, 20], "temperature": 0.07}
-    network = torch.nn.Flatten()
-    found = evaluate(network, loader(BANK), loader(QUERIES), settings)
-    assert network.training
-    unit = torch.nn.functional.normalize
-    halves = [Features(unit(feats).half(), targets) for feats, targets in (BANK, QUERIES)]
-    assert found.accuracy == weighted_knn(*halves, [5, 20]).accuracy
