@@ -47,6 +47,12 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         help="folder for the features, mapped from there instead of held in memory",
     )
+    add(
+        "--feature_dtype",
+        choices=["float16", "float32"],
+        default="float16",
+        help="float32 keeps every bit, as the host does, in twice the memory",
+    )
     add("--json", type=Path, help="writes the result to this file too")
     return flags
 
@@ -71,9 +77,16 @@ def main_knn(arguments: Sequence[str]) -> Dict[str, Any]:
         raise UserError(
             f"--k {max(args.k)} is larger than the bank of {bank_images} training images; give smaller ones."
         )
-    networks = run.networks()
+    networks, dtype = run.networks(), getattr(torch, args.feature_dtype)
     banks, queries = (
-        stream(networks, loader, run.device, f"{split} images", args.store and args.store / split)
+        stream(
+            networks,
+            loader,
+            run.device,
+            f"{split} images",
+            folder=args.store and args.store / split,
+            dtype=dtype,
+        )
         for split, loader in (("train", run.train), ("val", run.val))
     )
     results = {
@@ -177,7 +190,7 @@ def _summary(run: Offline, args: argparse.Namespace, results: Results, bank: int
         "train_data_path": str(cfg.data.train_path),
         "val_data_path": str(cfg.data.val_path),
         "transform": " ".join(str(evaluation_transform(cfg)).split()),
-        "feature_dtype": "float16 unit rows, searched in float32",
+        "feature_dtype": f"{args.feature_dtype} unit rows, searched in float32",
         "faiss": faiss.__version__,
         **provenance(ran),
     }

@@ -14,7 +14,7 @@ from carp_plugin.errors import UserError
 from carp_plugin.evaluation.checkpoint import load_pretrained
 from carp_plugin.evaluation.features import extract
 from carp_plugin.evaluation.knn import weighted_knn
-from carp_plugin.host import HOST
+from carp_plugin.host import HOST, WeightedKNNClassifier
 from carp_plugin.knn import main_knn, parser
 from carp_plugin.offline import data_cfg
 from carp_plugin.pretrain import pretrain
@@ -128,6 +128,23 @@ def test_the_number_is_that_of_the_networks_own_features(run_of):
             f._replace(feats=torch.nn.functional.normalize(f.feats).half()) for f in (bank, queries)
         ]
         assert weighted_knn(*rounded, k=[5]).top1[5] == top1
+
+
+@pytest.mark.parametrize("kind", ["backbone", "projector"])
+def test_in_float32_it_is_the_hosts_classifier(run_of, kind):
+    arguments = ["--pretrained_checkpoint_dir", str(run_of("byol")), "--k", "5", "20"]
+    found = main_knn([*arguments, "--feature_type", kind, "--feature_dtype", "float32"])
+    pretrained = load_pretrained(run_of("byol"))
+    for result in found["results"]:
+        network = pretrained.network(result["network"], kind)
+        bank, queries = (
+            extract(network, loader, torch.device("cpu"))
+            for loader in labelled_loaders(pretrained.cfg)
+        )
+        host = WeightedKNNClassifier(k=result["k"], T=0.07, distance_fx="cosine")
+        host.update(train_features=bank.feats, train_targets=bank.targets)
+        host.update(test_features=queries.feats, test_targets=queries.targets)
+        assert (result["top1"], result["top5"]) == pytest.approx(host.compute())
 
 
 def test_flags_go_before_the_pretrainings_settings(run_of, images):

@@ -205,7 +205,8 @@ def _curves(results: Mapping[str, Any]) -> List[Figure]:
             _figure(
                 curves,
                 "k-NN accuracy over epochs. A line is the mean over seeds, its band their range; solid is the "
-                "student, dashed the teacher. Higher is better; dotted is chance.",
+                "student, dashed the teacher, dash-dotted the random network. Higher is better; the axis does "
+                "not begin at 0.",
             )
         )
     early = pictures.first_early_training(results)
@@ -214,7 +215,7 @@ def _curves(results: Mapping[str, Any]) -> List[Figure]:
             _figure(
                 early,
                 "Student and teacher of the first CARP run, as in figure A.1 of the paper; the random network is "
-                "the level that training has to leave behind.",
+                "the level that training has to leave behind. The axis does not begin at 0.",
             )
         )
     return found

@@ -150,13 +150,18 @@ def knn_curves(results: Mapping[str, Any]) -> Optional[Picture]:
                 seen += _draw_band(axes, curves, key, linestyle=dashes, **style[label])
         if not seen:
             return None
-        _accuracy_axis(axes, seen, _chance(results))
+        random = random_level(results["runs"], "knn/student", _headline_k(results))
+        if random is not None:
+            axes.axhline(random, color=INK, linestyle="-.", linewidth=1.2)
+        chance = _accuracy_axis(axes, [*seen, *([random] if random else [])], _chance(results))
         drawn = [label for label in labels if _has(_curves(results, label), "knn_")]
         handles = [Line2D([], [], label=short(label), **style[label]) for label in drawn]
         handles.append(Line2D([], [], color=INK, linestyle="-", label="student"))
         if any(_has(_curves(results, label), "knn_teacher") for label in drawn):
             handles.append(Line2D([], [], color=INK, linestyle="--", label="teacher"))
-        if _chance(results) is not None:
+        if random is not None:
+            handles.append(Line2D([], [], color=INK, linestyle="-.", label="random network"))
+        if chance:
             handles.append(Line2D([], [], color=INK, linestyle=":", label="chance"))
         roomy = all(len(short(label)) <= 12 for label in drawn)
         figure.legend(handles=handles, loc="outside lower center", ncols=3 if roomy else 2)
@@ -192,7 +197,8 @@ def early_training(
             return None
         if random is not None:
             axes.axhline(random, color=INK, linestyle="-.", linewidth=1.2, label="random network")
-        _accuracy_axis(axes, [*values, random or 0], 100 / classes if classes else None)
+        levels = [] if random is None else [random]
+        _accuracy_axis(axes, [*values, *levels], 100 / classes if classes else None)
         handles, _ = axes.get_legend_handles_labels()
         figure.legend(handles=handles, loc="outside lower center", ncols=2)
     last = {key: series[key] for series in curves for key in series if key.startswith("knn_")}
@@ -279,11 +285,19 @@ def _draw_band(axes: Axes, curves: Sequence[Curve], key: str, **style: Any) -> L
     return [value for values in by_epoch.values() for value in values]
 
 
-def _accuracy_axis(axes: Axes, values: Sequence[float], chance: Optional[float]) -> None:
-    axes.set(ylim=(0, _top(values)), xlabel="epochs", ylabel="k-NN top-1 accuracy, %")
+def _accuracy_axis(axes: Axes, values: Sequence[float], chance: Optional[float]) -> bool:
+    """An axis for lines, from the ten per cent below all values: bars begin at 0, differences of lines are to be read.
+
+    Returns:
+        bool: whether chance lies on it, and was drawn.
+    """
+    bottom = 10 * (max(0.0, min(values) - 1) // 10)
+    axes.set(ylim=(bottom, _top(values)), xlabel="epochs", ylabel="k-NN top-1 accuracy, %")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if chance is not None:
+    drawn = chance is not None and chance >= bottom
+    if chance is not None and drawn:
         axes.axhline(chance, color=INK, linestyle=":", linewidth=1.2, label="chance")
+    return drawn
 
 
 def write_pictures(results: Mapping[str, Any], folder: Path) -> List[Path]:

@@ -48,7 +48,7 @@ def write_results(plan: Plan, runs: List[Dict[str, Any]]) -> Dict[str, Any]:
         },
         "protocol": {
             "knn": {**plain(cfg.knn), "headline_k": headline} if cfg.knn else None,
-            "linear": cfg.linear and plain(cfg.linear),
+            "linear": cfg.linear and _linear_protocol(plain(cfg.linear)),
         },
         "config": plain(cfg),
         "runs": runs,
@@ -63,6 +63,12 @@ def write_results(plan: Plan, runs: List[Dict[str, Any]]) -> Dict[str, Any]:
         (plan.root / "table.md").write_text(markdown(results))
     write_json(plan.root / "results.json", results)
     return results
+
+
+def _linear_protocol(linear: Dict[str, Any]) -> Dict[str, Any]:
+    """What defines a linear evaluation; paths and devices are those of the runs."""
+    protocol = {key: linear[key] for key in ("optimizer", "scheduler", "max_epochs")}
+    return {**protocol, "train_transform": linear["data"].get("train_transform")}
 
 
 def correct_of(root: Path, run: Mapping[str, Any]) -> Dict[str, np.ndarray]:

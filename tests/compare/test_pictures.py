@@ -156,8 +156,9 @@ def test_curves_are_means_over_seeds_student_solid_teacher_dashed():
     assert epochs == [1, 2, 3] and values[1] == pytest.approx(mean)
     assert drawn[PALETTE[0], "-"][0] == [0, 1, 2, 3]  # epoch -1 is the random network
     assert (PALETTE[1], "-") in drawn and (PALETTE[1], "--") not in drawn
-    assert legend(picture) == ["carp", "swav", "student", "teacher", "chance"]
-    assert picture.figure.axes[0].get_ylim()[0] == 0
+    assert legend(picture) == ["carp", "swav", "student", "teacher", "random network"]
+    bottom = picture.figure.axes[0].get_ylim()[0]
+    assert bottom == 20  # the ten per cent below the random network's 27; chance lies under it
     assert "teacher" not in legend(knn_curves(made_results(("swav",), epochs=2)[0]))
 
 
@@ -177,7 +178,7 @@ def test_figure_a1_has_random_student_and_teacher():
     drawn = lines(picture)
     assert drawn[PALETTE[0], "-"][1][0] == 27.0
     assert drawn[PALETTE[1], "--"][0] == [1, 2, 3, 4]
-    assert legend(picture) == ["student", "teacher", "random network", "chance"]
+    assert legend(picture) == ["student", "teacher", "random network"]
     last = results["runs"][3]["curves"][-1]
     assert (
         f"student {last['knn_student']:.1f} %, teacher {last['knn_teacher']:.1f} %" in picture.alt
@@ -224,3 +225,13 @@ def test_pictures_of_a_readme_are_pngs_on_white(tmp_path):
         with Image.open(path) as image:
             assert image.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
             assert image.width >= 700
+
+
+def test_chance_is_drawn_where_accuracies_are_near_it():
+    results, _ = made_results(("carp",), epochs=2)
+    for run in results["runs"]:
+        run["accuracy"].pop("random", None)
+        for entry in run["curves"]:
+            entry.update({key: 7.5 for key in entry if key.startswith("knn_")})
+    picture = knn_curves(results)
+    assert "chance" in legend(picture) and picture.figure.axes[0].get_ylim()[0] == 0

@@ -39,6 +39,8 @@ def test_every_method_had_as_many_trials():
 def test_the_search_had_the_budget_of_the_recipe_and_other_images(recipe):
     searched = SEARCH["config"]
     for key in ("max_epochs", "augmentations", "backbone"):
-        assert OmegaConf.to_container(OmegaConf.create({key: recipe[key]}))[key] == searched[key], key
+        assert OmegaConf.to_container(OmegaConf.create({key: recipe[key]}))[key] == searched[key], (
+            key
+        )
     assert recipe.optimizer.batch_size == searched["optimizer"]["batch_size"]
     assert "holdout" in searched["data"]["val_path"] != recipe.data.val_path
