@@ -1,5 +1,6 @@
 """main_compare.py as a user types it: results, page, mistakes, failed runs, and three kills that change no number."""
 
+import errno
 import json
 import os
 import random
@@ -166,6 +167,7 @@ def test_other_settings_do_not_mix_with_what_stands(images, unbroken, capsys, mo
     assert "was made with other settings (settings.pretrain.max_epochs was 1, now 2)" in err
 
 
+@pytest.mark.slow
 def test_killed_three_times_it_ends_with_the_same_numbers(images, unbroken, tmp_path):
     """SIGKILL at random moments of two runs at a time, then to the end."""
     configs = written(tmp_path / "configs", whole(images))
@@ -191,6 +193,34 @@ def test_killed_three_times_it_ends_with_the_same_numbers(images, unbroken, tmp_
         assert numbers(results)[key] == expected[key], key
 
 
+@pytest.mark.slow
+def test_ctrl_c_ends_every_run_and_says_what_is_left(images, tmp_path):
+    process = started(written(tmp_path / "configs", whole(images)), "dir=results/killed")
+    deadline = time.time() + 120
+    while not workers() and time.time() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 130
+    assert output.splitlines()[-1] == (
+        "interrupted; 0 of 2 runs are finished, the same command does the rest."
+    )
+    assert not workers()
+
+
+def test_a_full_disk_is_one_sentence(images, capsys, monkeypatch, tmp_path):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("carp_plugin.compare.runner.write_json", full)
+    configs = written(tmp_path / "configs", comparison(images))
+    given = ["--config-path", str(configs), "--config-name", "tiny"]
+    code, _, err = run_cli(capsys, monkeypatch, "main_compare.py", given)
+    assert code == 2 and err.count("\n") == 1
+    assert "results/tiny cannot be written to (No space left on device); make room" in err
+
+
+@pytest.mark.slow
 def test_a_failed_run_is_a_row_that_says_so(images, tmp_path):
     """The method's own mistake: whitening of more features than the batch has images."""
     cfg = comparison(images, methods=["simsiam", "wmse"], knn=None, gallery=None)

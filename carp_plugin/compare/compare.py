@@ -13,6 +13,7 @@ from carp_plugin.compare.plan import plan as planned
 from carp_plugin.compare.results import write_results
 from carp_plugin.compare.runner import run
 from carp_plugin.compare.statistics import table
+from carp_plugin.errors import UserError
 from carp_plugin.report import say
 
 
@@ -36,11 +37,18 @@ def compare(cfg: DictConfig) -> Dict[str, Any]:
     def finished(runs: List[Dict[str, Any]]) -> None:
         write_results(plan, runs)
 
-    results = write_results(plan, run(plan, finished))
-    if "search" in results:
+    try:
+        results = write_results(plan, run(plan, finished))
+        page = None if "search" in results else write_page(results, plan.root)
+    except OSError as error:
+        raise UserError(
+            f"{plan.root} cannot be written to ({error.strerror}); make room, then the same command goes on: "
+            "finished runs stand."
+        ) from error
+    if page is None:
         say(search.table(results["search"]))
     else:
         say(table(results))
-        say(f"page    {write_page(results, plan.root)}")
+        say(f"page    {page}")
     say(f"results {plan.root / 'results.json'}")
     return results
