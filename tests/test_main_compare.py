@@ -140,6 +140,8 @@ def test_page_table_and_gallery_stand(unbroken):
     assert (folder / results["runs"][0]["gallery"]).is_file() and results["runs"][1][
         "gallery"
     ] is None
+    pictures = sorted(path.name for path in (folder / "pictures").iterdir())
+    assert pictures == ["bars.png", "early-training.png", "knn-curves.png"]
     assert "index.html" in output and "results.json" in output
 
 

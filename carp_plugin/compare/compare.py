@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from carp_plugin.compare import search
 from carp_plugin.compare.page import write_page
+from carp_plugin.compare.pictures import write_pictures
 from carp_plugin.compare.plan import plan as planned
 from carp_plugin.compare.results import write_results
 from carp_plugin.compare.runner import run
@@ -40,6 +41,7 @@ def compare(cfg: DictConfig) -> Dict[str, Any]:
     try:
         results = write_results(plan, run(plan, finished))
         page = None if "search" in results else write_page(results, plan.root)
+        pictures = write_pictures(results, plan.root / "pictures") if page else []
     except OSError as error:
         raise UserError(
             f"{plan.root} cannot be written to ({error.strerror}); make room, then the same command goes on: "
@@ -50,5 +52,7 @@ def compare(cfg: DictConfig) -> Dict[str, Any]:
     else:
         say(table(results))
         say(f"page    {page}")
+        for picture in pictures:
+            say(f"picture {picture}")
     say(f"results {plan.root / 'results.json'}")
     return results
