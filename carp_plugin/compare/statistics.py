@@ -209,7 +209,7 @@ def lines_of(results: Mapping[str, Any]) -> Tuple[List[str], List[List[str]]]:
     k = summary["bootstrap"]["headline_k"]
     metrics = summary["metrics"]
     names = [metric_name(metric, k) for metric in metrics]
-    header = ["method", "seeds", *names, "training, s", "images/s", "peak memory, MB"]
+    header = ["method", "seeds", *names, "training, s", "images/s", "peak MB"]
     lines = []
     for label in labels_of(runs):
         mine = [run for run in runs if run["label"] == label and usable(run)]
@@ -222,7 +222,7 @@ def lines_of(results: Mapping[str, Any]) -> Tuple[List[str], List[List[str]]]:
     floor = [random_level(runs, metric, k) for metric in metrics]
     if any(level is not None for level in floor):
         cells = ["-" if level is None else f"{level:.2f}" for level in floor]
-        lines.append(["random, before training", "", *cells, "", "", ""])
+        lines.append(["random network", "", *cells, "", "", ""])
     return header, lines
 
 

@@ -268,7 +268,7 @@ def test_table_has_methods_differences_costs_and_troubles():
     assert f"{row['mean']:.2f} ± {row['sd']:.2f}" in text
     d = row["difference"]
     assert f"{d['mean']:+.2f} ({d['low']:+.2f} to {d['high']:+.2f})" in text
-    for words in ("k-NN (k = 20), student", "random, before training", "27.00", "62.5", "900"):
+    for words in ("k-NN (k = 20), student", "random network", "27.00", "62.5", "900"):
         assert words in text
     assert "byol, seed 2 collapsed: assignments are constant" in text
     assert "swav, seed 1 failed: the loss was nan at step 12." in text
