@@ -15,7 +15,7 @@ import torch
 from carp_plugin.evaluation.search import Found, Neighbours, search
 from carp_plugin.evaluation.store import Features
 
-_VOTES = 2**22  # float64 scores held at once: 32 MB
+_VOTES = 2**20  # float64 scores held at once: 8 MB
 
 
 @dataclass(frozen=True)

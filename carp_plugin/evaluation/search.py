@@ -12,15 +12,14 @@ from typing import Any, Iterator, NamedTuple, Optional, Tuple
 import faiss
 import numpy as np
 import torch
-import torch.nn.functional as F
 from rich.progress import track
 
 from carp_plugin.errors import UserError
 
 INDEXES = ("exact", "ivf", "hnsw")
 
-_CHUNK_VALUES = 2**25  # float32 values of a chunk of the bank: 128 MB
-_QUERIES = 4096  # queries searched for at once
+_CHUNK_VALUES = 2**23  # float32 values of a chunk of the bank: 32 MB
+_QUERIES = 2048  # queries searched for at once
 _RECALL_SAMPLE = 256  # queries on which an approximate index is measured
 
 
@@ -108,7 +107,7 @@ def nearest(
         queries: (Q, F).
         k: at most N.
         device: a card searches with torch's products, anything else with faiss.
-        chunk: rows of the bank in float32 at once; None takes 128 MB of them.
+        chunk: rows of the bank in float32 at once; None takes 32 MB of them.
         title: as for :func:`weighted_knn`.
     """
     on_card = device is not None and device.type == "cuda"
@@ -194,9 +193,11 @@ def _chunks(bank: torch.Tensor, size: int, title: str) -> Iterator[Tuple[int, to
 
 
 def _unit(rows: torch.Tensor) -> torch.Tensor:
-    """Rows in float32 on the CPU, brought to unit length; a copy."""
-    rows = F.normalize(rows.cpu().float())
-    if not bool(torch.isfinite(rows).all()):
+    """Rows in float32 on the CPU, brought to unit length; a copy, and the only one."""
+    rows = rows.to(device="cpu", dtype=torch.float32, copy=True)
+    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    rows.div_(lengths.clamp_min(1e-12))  # as F.normalize, in place
+    if not bool(torch.isfinite(lengths).all()):
         raise UserError(
             "the features hold values that are not finite, so that they have no neighbours: the network has diverged."
         )
