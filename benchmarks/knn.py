@@ -116,7 +116,7 @@ def compare(args: argparse.Namespace) -> Dict[str, Any]:
             key: getattr(args, key) for key in ("bank", "queries", "dim", "classes", "k", "repeats")
         },
         "threads": torch.get_num_threads(),
-        "host": HOST.as_dict(),
+        "host": {key: value for key, value in HOST.as_dict().items() if key != "location"},
         "medians": medians,
         "ratios": ratios,
         "budget": 0.5,
