@@ -64,10 +64,10 @@ def numbers(tree):
     return [numbers(value) for value in tree] if isinstance(tree, list) else tree
 
 
-def workers():
-    """Processes that do a run of the comparison that is killed."""
+def workers(folder):
+    """Processes that do a run of the comparison whose results go to a folder."""
     found = subprocess.run(
-        ["pgrep", "-f", "carp_plugin.compare.worker results/killed"], capture_output=True
+        ["pgrep", "-f", f"carp_plugin.compare.worker {folder}/runs"], capture_output=True
     )
     return found.stdout.split()
 
@@ -172,10 +172,10 @@ def test_other_settings_do_not_mix_with_what_stands(images, unbroken, capsys, mo
 @pytest.mark.slow
 def test_killed_three_times_it_ends_with_the_same_numbers(images, unbroken, tmp_path):
     """SIGKILL at random moments of two runs at a time, then to the end."""
-    configs = written(tmp_path / "configs", whole(images))
+    configs, folder = written(tmp_path / "configs", whole(images)), tmp_path / "results"
     chance = random.Random(0)
     for _ in range(3):
-        process = started(configs, "++jobs=2", "dir=results/killed")
+        process = started(configs, "++jobs=2", f"dir={folder}")
         try:
             output = process.communicate(timeout=chance.uniform(15, 40))[0]
             assert process.returncode == 0, output  # it was faster than the kill
@@ -183,13 +183,13 @@ def test_killed_three_times_it_ends_with_the_same_numbers(images, unbroken, tmp_
             process.send_signal(signal.SIGKILL)
             process.communicate()
             deadline = time.time() + 10
-            while workers() and time.time() < deadline:
+            while workers(folder) and time.time() < deadline:
                 time.sleep(0.2)
-            assert not workers(), "a run went on without its comparison"
-    process = started(configs, "dir=results/killed")
+            assert not workers(folder), "a run went on without its comparison"
+    process = started(configs, f"dir={folder}")
     output = process.communicate(timeout=300)[0]
     assert process.returncode == 0, output
-    results = json.loads((tmp_path / "results" / "killed" / "results.json").read_text())
+    results = json.loads((folder / "results.json").read_text())
     expected = numbers(unbroken[1])
     for key in ("runs", "summary", "data", "protocol"):
         assert numbers(results)[key] == expected[key], key
@@ -197,9 +197,10 @@ def test_killed_three_times_it_ends_with_the_same_numbers(images, unbroken, tmp_
 
 @pytest.mark.slow
 def test_ctrl_c_ends_every_run_and_says_what_is_left(images, tmp_path):
-    process = started(written(tmp_path / "configs", whole(images)), "dir=results/killed")
+    folder = tmp_path / "results"
+    process = started(written(tmp_path / "configs", whole(images)), f"dir={folder}")
     deadline = time.time() + 120
-    while not workers() and time.time() < deadline:
+    while not workers(folder) and time.time() < deadline:
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=60)[0]
@@ -207,7 +208,7 @@ def test_ctrl_c_ends_every_run_and_says_what_is_left(images, tmp_path):
     assert output.splitlines()[-1] == (
         "interrupted; 0 of 2 runs are finished, the same command does the rest."
     )
-    assert not workers()
+    assert not workers(folder)
 
 
 def test_a_full_disk_is_one_sentence(images, capsys, monkeypatch, tmp_path):
