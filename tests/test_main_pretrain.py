@@ -190,9 +190,10 @@ def with_code(path, state):
         (torn, "cannot be read"),
         (
             of_another_model,
-            r"another model: (\d+) of \d+ tensors fit, 2 do not .projector.0.weight",
+            r"another model: \d+ of \d+ tensors fit, 1 missing .projector.0.weight., "
+            r"1 left over .projector.renamed",
         ),
-        (with_code, "cannot be read .*weights_only|cannot be read .UnpicklingError"),
+        (with_code, r"is refused: .*pathlib.* which could run code .*nothing was run"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_one_sentence(spoil, says, images):
