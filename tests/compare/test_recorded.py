@@ -44,3 +44,12 @@ def test_the_search_had_the_budget_of_the_recipe_and_other_images(recipe):
         )
     assert recipe.optimizer.batch_size == searched["optimizer"]["batch_size"]
     assert "holdout" in searched["data"]["val_path"] != recipe.data.val_path
+
+
+@pytest.mark.parametrize("key", ["linear", "knn", "gallery"])
+def test_a_part_can_be_left_out_on_the_command_line(key):
+    """A group of configurations of the same name would take the override for itself."""
+    GlobalHydra.instance().clear()
+    overrides = ["hydra.searchpath=[pkg://carp_plugin.configs]", f"{key}=null"]
+    with initialize_config_dir(str(ROOT / "scripts" / "compare"), version_base="1.2"):
+        assert compose("photos.yaml", overrides=overrides)[key] is None
