@@ -5,19 +5,28 @@ from __future__ import annotations
 import inspect
 import os
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, Optional
+from typing import Any, Dict, Iterable, Iterator, List, Set
 
+import torch
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from carp_plugin.data.images import MAX_BAD_FRACTION, is_class_image_name, is_image_name
 from carp_plugin.data.photos import DEFAULT_ROOT, MANIFEST, prepare_photos
 from carp_plugin.errors import UserError, did_you_mean
-from carp_plugin.host import omegaconf_select
+from carp_plugin.host import LARS, omegaconf_select
 
 DATASETS = ("cifar10", "cifar100", "stl10", "imagenet", "imagenet100", "custom")
 OPTIMIZERS = ("sgd", "lars", "adam", "adamw")
 SCHEDULERS = ("warmup_cosine", "step", "none")
 FORMATS = ("image_folder", "dali", "h5")
+
+#: Arguments of Lightning's trainer that are objects of ours.
+_NOT_FROM_A_FILE = ("logger", "callbacks", "plugins", "enable_checkpointing", "model_registry")
+
+#: Folders that archivers and synchronisers leave beside the user's own; all others of their kind are hidden.
+_NO_CLASSES = ("__MACOSX", "@eaDir")
 
 FREE = None  # a leaf, or a node whose keys somebody else knows
 
@@ -45,7 +54,7 @@ RUN_KEYS: Dict[str, Any] = {
 
 def trainer_keys() -> List[str]:
     """The arguments of Lightning's trainer, each of which a configuration may hold."""
-    return list(inspect.signature(Trainer.__init__).parameters)
+    return [key for key in inspect.signature(Trainer).parameters if key not in _NOT_FROM_A_FILE]
 
 
 def dotted(known: Dict[str, Any], path: str = "") -> Iterator[str]:
@@ -96,27 +105,49 @@ def check_required(cfg: DictConfig, required: Iterable[str]) -> None:
 
 
 def check_settings(cfg: DictConfig) -> None:
-    """Numbers and names that every training has: epochs, batch, optimizer, schedule, seed.
+    """Optimizer and schedule are known, and have the settings that they need.
 
     Raises:
-        UserError: the first that is of another kind than expected.
+        UserError: the first that is not.
     """
-    whole("max_epochs", cfg.max_epochs, 1)
-    whole("optimizer.batch_size", cfg.optimizer.batch_size, 1)
-    whole("data.num_workers", cfg.data.num_workers, 0)
-    for key in ("lr", "weight_decay"):
-        number(f"optimizer.{key}", cfg.optimizer[key], 0)
-    for key in ("min_lr", "warmup_start_lr", "warmup_epochs"):
-        value = omegaconf_select(cfg, f"scheduler.{key}")
-        if value is not None:
-            number(f"scheduler.{key}", value, 0)
     one_of("optimizer.name", cfg.optimizer.name, OPTIMIZERS)
     one_of("scheduler.name", cfg.scheduler.name, SCHEDULERS)
-    seed = omegaconf_select(cfg, "seed")
-    if seed is not None:
-        whole("seed", seed, 0)
     if cfg.scheduler.name == "step" and not omegaconf_select(cfg, "scheduler.lr_decay_steps"):
         raise UserError("scheduler.name=step needs scheduler.lr_decay_steps, a list of epochs.")
+    known = optimizer_kwargs(cfg.optimizer.name)
+    for key in omegaconf_select(cfg, "optimizer.kwargs") or {}:
+        if key not in known:
+            raise UserError(
+                f"optimizer.kwargs.{key} is not a key of {cfg.optimizer.name}{did_you_mean(str(key), known)}"
+            )
+
+
+def optimizer_kwargs(name: str) -> Set[str]:
+    """The settings of an optimizer that have no key of their own."""
+    optimizers = {
+        "sgd": torch.optim.SGD,
+        "adam": torch.optim.Adam,
+        "adamw": torch.optim.AdamW,
+        "lars": LARS,
+    }
+    own = {"self", "params", "lr", "weight_decay"}
+    return set(inspect.signature(optimizers[name]).parameters) - own
+
+
+def drop_null_nodes(cfg: DictConfig, known: Dict[str, Any]) -> None:
+    """Takes out nodes that are null: in both hosts only a node that is absent has its defaults.
+
+    Args:
+        cfg: changed in place.
+        known: its keys, as for :func:`check_keys`.
+    """
+    for key, below in known.items():
+        if below is FREE or key not in cfg or OmegaConf.is_missing(cfg, key):
+            continue
+        if cfg[key] is None:
+            del cfg[key]
+        else:
+            drop_null_nodes(cfg[key], below)
 
 
 def prepare_data_folder(cfg: DictConfig) -> None:
@@ -138,13 +169,15 @@ def prepare_data_folder(cfg: DictConfig) -> None:
 
 
 def check_data(cfg: DictConfig) -> None:
-    """The data set is known, and its folders are there in the layout that it needs.
+    """The data set is known, and its folders are there in the layout that it needs; fills in ``max_bad_fraction``.
 
     Raises:
         UserError: the first thing that is missing.
     """
     one_of("data.dataset", cfg.data.dataset, DATASETS)
     one_of("data.format", omegaconf_select(cfg, "data.format", "image_folder"), FORMATS)
+    if omegaconf_select(cfg, "data.max_bad_fraction") is None:
+        cfg.data.max_bad_fraction = MAX_BAD_FRACTION
     if cfg.data.dataset in ("cifar10", "cifar100", "stl10"):
         return
     if omegaconf_select(cfg, "data.format") == "h5":
@@ -167,24 +200,51 @@ def check_data(cfg: DictConfig) -> None:
 
 
 def _folders(root: Path) -> List[str]:
-    return [path.name for path in root.iterdir() if path.is_dir()]
+    try:
+        return sorted(path.name for path in root.iterdir() if path.is_dir())
+    except OSError as error:
+        raise UserError(
+            f"the folder {root} cannot be listed ({error.strerror}); check its permissions."
+        ) from None
 
 
 def _check_image_folder(key: str, root: Path, flat: bool) -> None:
-    """A labelled folder holds one folder a class, a flat one nothing but images."""
+    """A labelled folder holds folders of images, one a class; a flat one images.
+
+    Both hosts and torchvision take every folder for a class, and the number of classes from their number.
+    """
     classes = _folders(root)
+    hidden = [name for name in classes if name.startswith(".") or name in _NO_CLASSES]
+    if hidden:
+        raise UserError(
+            f"{key}={root} holds the folder {hidden[0]}, which other programs write and which would count as a class; "
+            "delete it, or move it elsewhere."
+        )
     if flat and classes:
         raise UserError(
             f"{key}={root} holds folders ({classes[0]}, …), but data.no_labels=True expects images directly in it; "
             "set data.no_labels=False for one folder a class."
         )
-    if flat and not any(path.is_file() for path in root.iterdir()):
-        raise UserError(f"{key}={root} holds no image.")
+    if flat and not any(is_image_name(path.name) for path in root.iterdir()):
+        raise UserError(f"{key}={root} holds no image{_instead(root)}.")
     if not flat and not classes:
         raise UserError(
             f"{key}={root} holds no class folder; expected one folder a class with images in it, "
             "or set data.no_labels=True for a flat folder of unlabelled images."
         )
+    for name in [] if flat else classes:
+        files = (file for _, _, files in os.walk(root / name, followlinks=True) for file in files)
+        if not any(map(is_class_image_name, files)):
+            raise UserError(
+                f"{key}={root} holds no image of the class {name}{_instead(root / name)}; put images into its folder "
+                f"({', '.join(IMG_EXTENSIONS)}), or delete it."
+            )
+
+
+def _instead(folder: Path) -> str:
+    """A file that is there in place of images, for the middle of a sentence."""
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    return f" but {names[0]}" if names else ""
 
 
 def exists(key: str, value: Any, test: Any, what: str) -> Path:
@@ -234,34 +294,3 @@ def one_of(key: str, value: Any, known: Iterable[str]) -> None:
     names = list(known)
     if value not in names:
         raise UserError(f"{key}={value} is unknown{did_you_mean(str(value), names)}")
-
-
-def number(key: str, value: Any, low: float, high: Optional[float] = None) -> None:
-    """A finite number within [low, high].
-
-    Raises:
-        UserError: anything else.
-    """
-    numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if (
-        not numeric
-        or not low <= value <= (float("inf") if high is None else high)
-        or value == float("inf")
-    ):
-        within = f"of at least {low}" if high is None else f"between {low} and {high}"
-        raise UserError(f"{key} must be a number {within}, got {value!r}{_yaml_hint(value)}.")
-
-
-def whole(key: str, value: Any, low: int) -> None:
-    """A whole number of at least ``low``.
-
-    Raises:
-        UserError: anything else.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise UserError(f"{key} must be a whole number of at least {low}, got {value!r}.")
-
-
-def _yaml_hint(value: Any) -> str:
-    """YAML 1.1 reads 1e-6 as a word where a dot is missing; Hydra does not, other tools do."""
-    return " (a word, not a number)" if isinstance(value, str) else ""

@@ -32,7 +32,7 @@ def guarded(
         default_dir: its ``config_path``, to suggest names from.
         keys_of: module whose ``known_keys()`` are suggested for a misspelt override.
 
-    Exits with 2 after a mistake of the user's, with 130 after Ctrl-C.
+    Exits with 2 after a mistake of the user's, with 130 after Ctrl-C, with 143 after SIGTERM.
     """
     # Hydra would print its own half of every error; with this set it raises them.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
@@ -60,7 +60,7 @@ def saying_mistakes() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        _leave(str(interrupt) or "interrupted.", 130)
+        _leave(str(interrupt) or "interrupted.", getattr(interrupt, "code", 130))
     except UserError as error:
         _leave(f"error: {_own_sentence(error)}", 2)
 
@@ -72,6 +72,7 @@ def silence_third_parties() -> None:
         ".*does not have many workers.*",
         ".*pkg_resources is deprecated.*",
         ".*LeafSpec.* is deprecated.*",
+        ".*your dataloader is not resumable.*",  # ours is, by the order that it takes images in
         ".*lr_scheduler.step.* before .*optimizer.step.*",
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -20,15 +20,15 @@ from carp_plugin.checks import (
     check_settings,
     check_writable,
     dotted,
-    number,
+    drop_null_nodes,
     one_of,
     prepare_data_folder,
     trainer_keys,
-    whole,
 )
 from carp_plugin.devices import settle_devices
 from carp_plugin.errors import UserError, did_you_mean
 from carp_plugin.host import BACKBONES, METHODS, method_keys, omegaconf_select, parse_pretrain_cfg
+from carp_plugin.values import AUGMENTATION, PRETRAIN, check_values
 
 _AUGMENTATION: Dict[str, Any] = {
     "rrc": {"enabled": FREE, "crop_min_scale": FREE, "crop_max_scale": FREE},
@@ -64,6 +64,7 @@ _OWN_KEYS: Dict[str, Any] = {
         "no_labels": FREE,
         "fraction": FREE,
         "prepare": FREE,
+        "max_bad_fraction": FREE,
         "eval_transform": {"resize": FREE, "crop_size": FREE},
     },
     "augmentations": FREE,
@@ -80,6 +81,7 @@ _OWN_KEYS: Dict[str, Any] = {
     "dali": {"device": FREE, "encode_indexes_into_labels": FREE},
     "knn_eval": {"enabled": FREE, "k": FREE, "distance_func": FREE},
     "evaluation": {"enabled": FREE, "k": FREE, "temperature": FREE, "frequency": FREE},
+    "collapse": {"enabled": FREE, "stop": FREE},
     "debug_augmentations": FREE,
 }
 
@@ -116,7 +118,9 @@ def checked(cfg: DictConfig) -> DictConfig:
     """
     OmegaConf.set_struct(cfg, False)
     check_keys(cfg, {**_OWN_KEYS, **dict.fromkeys(trainer_keys())})
+    drop_null_nodes(cfg, _OWN_KEYS)
     check_required(cfg, _REQUIRED)
+    check_values(cfg, PRETRAIN)
     _check_method(cfg)
     _check_training(cfg)
     _check_augmentations(cfg)
@@ -137,9 +141,6 @@ def _check_method(cfg: DictConfig) -> None:
                 f"method_kwargs.{key} is not a key of {cfg.method}{did_you_mean(str(key), known)}"
             )
     taus = {key: omegaconf_select(cfg, f"momentum.{key}") for key in ("base_tau", "final_tau")}
-    for key, tau in taus.items():
-        if tau is not None:
-            number(f"momentum.{key}", tau, 0, 1)
     if None not in taus.values() and taus["base_tau"] > taus["final_tau"]:
         raise UserError(
             f"momentum.base_tau={taus['base_tau']} is above momentum.final_tau={taus['final_tau']}: "
@@ -149,10 +150,12 @@ def _check_method(cfg: DictConfig) -> None:
 
 def _check_training(cfg: DictConfig) -> None:
     check_settings(cfg)
-    number("optimizer.classifier_lr", cfg.optimizer.classifier_lr, 0)
-    frequency = omegaconf_select(cfg, "evaluation.frequency")
-    if frequency is not None:
-        whole("evaluation.frequency", frequency, 0)
+    if omegaconf_select(cfg, "collapse.stop", False) and not omegaconf_select(
+        cfg, "collapse.enabled", True
+    ):
+        raise UserError(
+            "collapse.stop=True needs the monitor, which collapse.enabled=False switches off; leave out one of them."
+        )
 
 
 def _check_augmentations(cfg: DictConfig) -> None:
@@ -170,11 +173,10 @@ def _check_augmentations(cfg: DictConfig) -> None:
                 raise UserError(
                     f"{name}.{key} is missing; see scripts/pretrain/augmentations/ for a whole pipeline."
                 )
-        whole(f"{name}.crop_size", node.crop_size, 1)
-        whole(f"{name}.num_crops", node.num_crops, 1)
-        if not 0 < node.rrc.crop_min_scale <= node.rrc.crop_max_scale <= 1:
+        check_values(node, AUGMENTATION, f"{name}.")
+        if node.rrc.crop_min_scale > node.rrc.crop_max_scale:
             raise UserError(
-                f"{name}.rrc: expected 0 < crop_min_scale <= crop_max_scale <= 1, "
+                f"{name}.rrc: expected crop_min_scale <= crop_max_scale, "
                 f"got {node.rrc.crop_min_scale} and {node.rrc.crop_max_scale}."
             )
     size = cfg.augmentations[0].crop_size

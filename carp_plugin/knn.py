@@ -14,7 +14,7 @@ import torch
 from rich.table import Table
 
 from carp_plugin.callbacks.history import write_json
-from carp_plugin.data.loaders import evaluation_transform
+from carp_plugin.data.loaders import evaluation_transform, say_bad_images
 from carp_plugin.errors import UserError
 from carp_plugin.evaluation.knn import KnnResult, classify
 from carp_plugin.evaluation.search import INDEXES, search
@@ -89,6 +89,7 @@ def main_knn(arguments: Sequence[str]) -> Dict[str, Any]:
         )
         for split, loader in (("train", run.train), ("val", run.val))
     )
+    say_bad_images(run.train)
     results = {
         (name, kind): _measure(banks[f"{name}/{kind}"], queries[f"{name}/{kind}"], args, run.device)
         for name, kind in run.columns

@@ -22,8 +22,9 @@ from rich.table import Table
 from carp_plugin import register
 from carp_plugin.config import plain
 from carp_plugin.convolutions import use_one_pixel_convolutions
-from carp_plugin.data.epochs import SetsEpoch
+from carp_plugin.data.epochs import TracksEpoch
 from carp_plugin.data.labelled import LabelledData, labelled_data
+from carp_plugin.data.loaders import say_bad_images
 from carp_plugin.devices import is_main_process
 from carp_plugin.errors import UserError
 from carp_plugin.evaluation.checkpoint import Pretrained, advice_silenced
@@ -136,6 +137,7 @@ class LinearRun(TrainingRun):
         started = time.time()
         self.fit(trainer, self.data.train, self.data.val)
         seconds = time.time() - started
+        say_bad_images(self.data.train)
         self.check_frozen()
         if not trainer.is_global_zero:
             return {}
@@ -146,14 +148,14 @@ class LinearRun(TrainingRun):
         return {**summary, "correct": hits[:, 0].tolist(), "epochs": self.history.epochs}
 
     def callbacks(self) -> List[Callback]:
-        """Those of every run, and the epoch of the training order."""
-        own: List[Callback] = [] if self.data.order is None else [SetsEpoch(self.data.order)]
+        """Those of every run, and the place in the training order."""
+        own: List[Callback] = []
+        if self.data.order is not None:
+            own.append(TracksEpoch(self.data.order, self.cfg.optimizer.batch_size))
         return [*own, *super().callbacks()]
 
     def _continue_from(self, path: Path) -> None:
-        """Checks that a run was on the same backbone, and sets the epoch that its loader begins with.
-
-        Workers begin to load before any callback is told of the epoch.
+        """Checks that a run was on the same backbone.
 
         Raises:
             UserError: the run was on another backbone.
@@ -170,8 +172,6 @@ class LinearRun(TrainingRun):
                 f"{path} was trained on another backbone than the {self.cfg.network} of {self.pretrained.path}; "
                 "give the checkpoint of a run on this one, or start anew with auto_resume.enabled=False."
             )
-        if self.data.order is not None:
-            self.data.order.epoch = content["epoch"] + 1
 
     def check_frozen(self) -> None:
         """Compares the backbone, weights and running statistics, with what was loaded.

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from carp_plugin.checks import (
     FREE,
@@ -17,11 +17,10 @@ from carp_plugin.checks import (
     check_settings,
     check_writable,
     dotted,
-    number,
+    drop_null_nodes,
     one_of,
     prepare_data_folder,
     trainer_keys,
-    whole,
 )
 from carp_plugin.config import plain
 from carp_plugin.devices import settle_devices
@@ -29,6 +28,7 @@ from carp_plugin.errors import UserError
 from carp_plugin.evaluation.checkpoint import Pretrained, find_checkpoint, load_pretrained
 from carp_plugin.evaluation.state import NETWORKS
 from carp_plugin.host import omegaconf_select, parse_linear_cfg
+from carp_plugin.values import LINEAR, check_values
 
 #: What solo-learn's own script can do beyond a linear layer on a frozen backbone; off is taken, on is refused.
 _NOT_LINEAR = ("finetune", "mixup", "cutmix", "label_smoothing", "auto_augment")
@@ -46,6 +46,7 @@ _KEYS: Dict[str, Any] = {
         "num_workers": FREE,
         "fraction": FREE,
         "prepare": FREE,
+        "max_bad_fraction": FREE,
         "train_transform": {"crop_size": FREE, "scale": FREE},
         "eval_transform": {"resize": FREE, "crop_size": FREE},
     },
@@ -97,7 +98,9 @@ def checked_linear(cfg: DictConfig) -> Tuple[DictConfig, Pretrained]:
     """
     OmegaConf.set_struct(cfg, False)
     check_keys(cfg, {**_KEYS, **dict.fromkeys(trainer_keys())})
+    drop_null_nodes(cfg, _KEYS)
     check_required(cfg, _REQUIRED)
+    check_values(cfg, LINEAR)
     check_settings(cfg)
     _check_protocol(cfg)
     _check_transforms(cfg)
@@ -131,17 +134,14 @@ def _check_transforms(cfg: DictConfig) -> None:
             continue
         if node.get("crop_size") is None:
             raise UserError(f"data.{key}.crop_size is missing; give the crop's pixels.")
-        whole(f"data.{key}.crop_size", node.crop_size, 1)
-        if node.get("resize") is not None:
-            whole(f"data.{key}.resize", node.resize, node.crop_size)
-    scale = omegaconf_select(cfg, "data.train_transform.scale")
-    if scale is not None:
-        if not isinstance(scale, ListConfig) or len(scale) != 2:
+        if node.get("resize") is not None and node.resize < node.crop_size:
             raise UserError(
-                f"data.train_transform.scale must be a list of two numbers, got {scale!r}."
+                f"data.{key}.resize={node.resize} is smaller than data.{key}.crop_size={node.crop_size}, which would "
+                "pad images with black; give at least as many pixels, or null to leave images at their size."
             )
-        number("data.train_transform.scale[0]", scale[0], 0, 1)
-        number("data.train_transform.scale[1]", scale[1], scale[0], 1)
+    scale = omegaconf_select(cfg, "data.train_transform.scale")
+    if scale is not None and scale[0] > scale[1]:
+        raise UserError(f"data.train_transform.scale must rise, as in [0.08,1], got {list(scale)}.")
     if omegaconf_select(cfg, "data.format") == "dali":
         if omegaconf_select(cfg, "data.train_transform") is not None:
             raise UserError(

@@ -14,10 +14,19 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError
 
 from carp_plugin import register
+from carp_plugin.callbacks.collapse import CollapseMonitor
+from carp_plugin.callbacks.finite import FiniteLoss
 from carp_plugin.callbacks.momentum import ResumeMomentum
 from carp_plugin.config import checked, plain
 from carp_plugin.convolutions import use_one_pixel_convolutions
-from carp_plugin.data.loaders import count_files, labelled_loaders, pretrain_dali, pretrain_loader
+from carp_plugin.data.epochs import EpochOrder, TracksEpoch
+from carp_plugin.data.loaders import (
+    count_files,
+    labelled_loaders,
+    pretrain_dali,
+    pretrain_loader,
+    say_bad_images,
+)
 from carp_plugin.devices import is_main_process
 from carp_plugin.errors import UserError
 from carp_plugin.evaluation.curve import KnnCurve
@@ -33,7 +42,6 @@ from carp_plugin.report import (
     plan_of,
     provenance,
     say,
-    signs_of_collapse,
     warnings_of,
 )
 from carp_plugin.training import TrainingRun
@@ -125,12 +133,16 @@ class Run(TrainingRun):
             folder=Path(cfg.checkpoint.dir) / cfg.method,
             measure=KnnCurve(self.evaluator, frequency),
         )
+        self.monitor = CollapseMonitor(stop=omegaconf_select(cfg, "collapse.stop", False))
 
     def go(self) -> Dict[str, Any]:
         """Trains, evaluates, prints the table and writes the summary.
 
         Returns:
             Dict[str, Any]: the summary.
+
+        Raises:
+            UserError: training was ended by ``collapse.stop``; the summary is written.
         """
         rows = [self._random_row()]
         self.resumed_from, wandb_run_id = self.resume()
@@ -138,14 +150,26 @@ class Run(TrainingRun):
         started = time.time()
         self.fit(trainer, self.train, self.labelled and self.labelled[1])
         seconds = time.time() - started
-        if not trainer.is_global_zero:
-            return {}
+        say_bad_images(self.train)
+        if trainer.is_global_zero:
+            summary = self._close(rows, trainer, seconds)
+        else:
+            summary = {}
+        if self.monitor.stopped:
+            raise UserError(
+                f"training was stopped after epoch {trainer.current_epoch - 1} of {self.cfg.max_epochs}: "
+                f"{self.monitor.signs[0]} collapse.stop=False would have gone on."
+            )
+        return summary
+
+    def _close(self, rows: List[Row], trainer: Trainer, seconds: float) -> Dict[str, Any]:
+        """What there is to say after the last step, and the summary."""
         rows += self._trained_rows()
         rows = [row for row in rows if row.knn is not None or row.linear is not None]
         if rows:
             say(closing(rows, self.cfg.method, self.evaluator.k))
         say(losses(self.history.last))
-        for sign in self._collapse():
+        for sign in self.monitor.signs:
             say(f"warning: collapse: {sign}", "yellow")
         return self._summary(rows, trainer, seconds)
 
@@ -185,7 +209,14 @@ class Run(TrainingRun):
     def callbacks(self) -> List[Callback]:
         """Those of every run, the momentum's place on its schedule, and the pictures that are asked for."""
         cfg = self.cfg
-        callbacks: List[Callback] = [ResumeMomentum(), *super().callbacks()]
+        callbacks: List[Callback] = [ResumeMomentum()]
+        order = getattr(self.train, "sampler", None)  # DALI has its own
+        if isinstance(order, EpochOrder):
+            callbacks.append(TracksEpoch(order, cfg.optimizer.batch_size))
+        callbacks.append(FiniteLoss(self.checkpointer))
+        if omegaconf_select(cfg, "collapse.enabled", True):
+            callbacks.append(self.monitor)  # before the history, which keeps its metrics
+        callbacks += super().callbacks()
         if omegaconf_select(cfg, "auto_umap.enabled", False):
             if AutoUMAP is None:
                 raise UserError(
@@ -195,11 +226,6 @@ class Run(TrainingRun):
             callbacks.append(AutoUMAP(cfg.name, logdir=folder, frequency=cfg.auto_umap.frequency))
         return callbacks
 
-    def _collapse(self) -> List[str]:
-        if self.cfg.method != "carp":
-            return []
-        return signs_of_collapse(self.history.last, self.cfg.method_kwargs.partition_size)
-
     def _summary(self, rows: List[Row], trainer: Trainer, seconds: float) -> Dict[str, Any]:
         last = self.last_checkpoint()
         summary = {
@@ -208,7 +234,7 @@ class Run(TrainingRun):
             "seed": self.cfg.seed,
             "accuracy": [vars(row) for row in rows],
             "last_epoch": self.history.last,
-            "signs_of_collapse": self._collapse(),
+            "signs_of_collapse": self.monitor.signs,
             "steps": trainer.global_step,
             "seconds": round(seconds, 1),
             "checkpoint": None if last is None else str(last),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import platform
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -172,31 +171,6 @@ def losses(last_epoch: Dict[str, float]) -> str:
         if key.startswith("train_") and "acc" not in key and key != "train_seconds"
     }
     return "last epoch: " + ", ".join(f"{key} {value:.4g}" for key, value in named.items())
-
-
-def signs_of_collapse(last_epoch: Dict[str, float], partition_size: int) -> List[str]:
-    """The collapses that the logged terms of CARP give away; the loss alone cannot.
-
-    Args:
-        last_epoch: with ``train_consistency``, ``train_entropy_gap`` and ``train_information``, in nats.
-        partition_size: B.
-
-    Returns:
-        List[str]: a sentence for each sign; empty where there is none. A block of one prototype has none to show.
-    """
-    log_B = math.log(partition_size)
-    if partition_size == 1 or "train_information" not in last_epoch:
-        return []
-    signs = []
-    if last_epoch["train_entropy_gap"] > 0.9 * log_B:
-        signs.append("one prototype takes all images of a block (entropy gap near log B)")
-    if last_epoch["train_information"] < 0.01:
-        uniform = last_epoch["train_consistency"] > 0.95 * log_B
-        kind = "uniform" if uniform else "constant"
-        signs.append(
-            f"assignments are {kind}: they say nothing about the image (information near 0)"
-        )
-    return signs
 
 
 def _percent(value: Optional[float]) -> str:

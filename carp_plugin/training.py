@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import signal
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -12,12 +13,22 @@ from lightning.pytorch.loggers.wandb import WandbLogger
 from lightning.pytorch.strategies.ddp import DDPStrategy
 from omegaconf import DictConfig
 
-from carp_plugin.callbacks.checkpoint import AtomicCheckpointIO, Checkpointer, check_checkpoint
+from carp_plugin.callbacks.checkpoint import (
+    AtomicCheckpointIO,
+    Checkpointer,
+    check_checkpoint,
+    damage,
+)
 from carp_plugin.callbacks.history import History, Measure, write_json
+from carp_plugin.callbacks.interrupt import Stopped, StopsInPeace
+from carp_plugin.callbacks.randomness import SeedsSteps
 from carp_plugin.config import plain
+from carp_plugin.devices import is_main_process
 from carp_plugin.errors import UserError
-from carp_plugin.host import AutoResumer
+from carp_plugin.evaluation.state import place_in_name
+from carp_plugin.host import omegaconf_select
 from carp_plugin.report import Plan, say
+from carp_plugin.resume import run_to_resume
 
 
 class TrainingRun:
@@ -44,15 +55,23 @@ class TrainingRun:
         self.checkpointer: Optional[Checkpointer] = None
         if cfg.checkpoint.enabled:
             self.checkpointer = Checkpointer(
-                cfg, folder, cfg.checkpoint.frequency, cfg.checkpoint.keep_prev
+                cfg, folder, cfg.checkpoint.frequency, cfg.checkpoint.keep_prev, self.args
             )
         self.history = History(self.checkpointer, measure)
+        self.signals = StopsInPeace(
+            self.checkpointer, omegaconf_select(cfg, "accumulate_grad_batches", 1) or 1
+        )
+
+    @property
+    def args(self) -> Dict[str, Any]:
+        """What ``args.json`` holds: the parsed configuration, and the number of images that it was trained on."""
+        return {**plain(self.cfg), "images": self.plan.images}
 
     def resume(self) -> Tuple[Optional[Path], Optional[str]]:
         """The checkpoint to go on from, and its wandb run.
 
         Raises:
-            UserError: ``resume_from_checkpoint`` does not exist, or the checkpoint is of another model.
+            UserError: ``resume_from_checkpoint`` does not exist or is damaged, or the checkpoint is of another model.
         """
         cfg = self.cfg
         if cfg.resume_from_checkpoint is not None:
@@ -61,26 +80,38 @@ class TrainingRun:
                 raise UserError(
                     f"resume_from_checkpoint={path} does not exist; give a .ckpt file, or leave it out."
                 )
+            wrong = damage(path)
+            if wrong is not None:
+                raise UserError(wrong + _instead(path))
             check_checkpoint(path, self.model)
             return path, None
         if not cfg.auto_resume.enabled:
             return None, None
-        resumer = AutoResumer(self.folder, max_hours=cfg.auto_resume.max_hours)
-        found, wandb_run_id = resumer.find_checkpoint(cfg)
-        if found is None:
-            return None, None
-        check_checkpoint(Path(found), self.model)
-        say(
-            f"resuming from {found}, a run of the same settings (auto_resume.enabled=False starts anew)"
+        found = run_to_resume(
+            self.folder, self.args, cfg.auto_resume.max_hours, lead=is_main_process()
         )
-        return Path(found), wandb_run_id
+        if is_main_process():
+            for remark in found.remarks:
+                say(remark, "yellow")
+        if found.checkpoint is None:
+            return None, None
+        check_checkpoint(found.checkpoint, self.model)
+        if is_main_process():
+            say(
+                f"resuming from {found.checkpoint}, a run of the same settings "
+                "(auto_resume.enabled=False starts anew)"
+            )
+        if self.checkpointer is not None:
+            self.checkpointer.resumed = found.checkpoint
+        return found.checkpoint, found.wandb_run_id
 
     def callbacks(self) -> List[Callback]:
-        """History, checkpointer and, with wandb, the learning rate."""
+        """Seeds, history, checkpointer, signals and, with wandb, the learning rate."""
         # The history stands before the checkpointer, so that a checkpoint holds its own epoch.
-        callbacks: List[Callback] = [self.history]
+        callbacks: List[Callback] = [SeedsSteps(self.cfg.seed), self.history]
         if self.checkpointer is not None:
             callbacks.append(self.checkpointer)
+        callbacks.append(self.signals)
         if self.cfg.wandb.enabled:
             callbacks.append(LearningRateMonitor(logging_interval="step"))
         return callbacks
@@ -138,7 +169,7 @@ class TrainingRun:
             val: validation loader, or None.
 
         Raises:
-            KeyboardInterrupt: with a sentence that says how to go on.
+            Stopped: after Ctrl-C or SIGTERM, with a sentence that says how to go on.
         """
         loaders: Dict[str, Any] = {"datamodule": train}
         if self.cfg.data.format != "dali":
@@ -150,7 +181,8 @@ class TrainingRun:
         except SystemExit:
             if not trainer.interrupted:
                 raise
-            raise KeyboardInterrupt(self._interrupted(trainer)) from None
+            signum = self.signals.signal or signal.SIGINT
+            raise Stopped(self._interrupted(trainer), signum) from None
 
     def last_checkpoint(self) -> Optional[Path]:
         """The newest checkpoint of this run: written by it, or the one it was resumed from."""
@@ -183,3 +215,14 @@ class TrainingRun:
             path = last.with_name("summary.json")
             write_json(path, summary)
             say(f"checkpoint {last}\nsummary    {path}")
+
+
+def _instead(path: Path) -> str:
+    """The checkpoint of the same folder that was written before a damaged one, in words."""
+    earlier = [
+        other for other in path.parent.glob("*.ckpt") if place_in_name(other) < place_in_name(path)
+    ]
+    for other in sorted(earlier, key=place_in_name, reverse=True):
+        if damage(other) is None:
+            return f" The one before it is whole: resume_from_checkpoint='{other}'."
+    return ""

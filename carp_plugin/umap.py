@@ -30,6 +30,7 @@ from carp_plugin.compare.drawing import (
     write_pdf,
     write_png,
 )
+from carp_plugin.data.loaders import say_bad_images
 from carp_plugin.errors import UserError
 from carp_plugin.evaluation.store import Features, stream
 from carp_plugin.offline import Offline, data_parser, prepare
@@ -111,6 +112,7 @@ def main_umap(arguments: Sequence[str]) -> List[Path]:
         split: stream(networks, loader, run.device, f"{split} images")
         for split, loader in loaders.items()
     }
+    say_bad_images(run.train)
     classes = class_names(run.train, [feats for by in rows.values() for feats in by.values()])
     jobs = [(split, *column) for column in run.columns for split in SPLITS]
     quiet = not sys.stdout.isatty()

@@ -1,7 +1,5 @@
 """The numbers that a run announces."""
 
-import math
-
 import pytest
 
 from carp_plugin.config import checked
@@ -12,7 +10,6 @@ from carp_plugin.report import (
     plan_of,
     provenance,
     say,
-    signs_of_collapse,
     warnings_of,
 )
 from tests.helpers import augmentation, image_folder, small_cfg
@@ -74,21 +71,6 @@ def test_closing_table_shows_what_was_not_measured_as_a_dash(capsys):
 def test_losses_of_the_last_epoch_are_one_line():
     line = losses({"epoch": 3, "train_consistency": 1.5, "train_acc1": 50.0, "val_loss": 2.0})
     assert line == "last epoch: consistency 1.5"
-
-
-@pytest.mark.parametrize(
-    "consistency, gap, information, says",
-    [
-        (math.log(64), 0.0, 0.0, "uniform"),
-        (0.0, math.log(64), 0.0, "one prototype takes all"),
-        (2.0, 1.0, 0.0, "constant"),
-        (2.0, 0.1, 1.5, None),
-    ],
-)
-def test_collapse_is_told_by_its_values(consistency, gap, information, says):
-    terms = {"consistency": consistency, "entropy_gap": gap, "information": information}
-    signs = signs_of_collapse({f"train_{key}": value for key, value in terms.items()}, 64)
-    assert (says is None and signs == []) or says in signs[0]
 
 
 def test_provenance_is_json(images):

@@ -1,18 +1,33 @@
-"""Checkpoints that are whole or not there: the host's checkpointer, writing atomically."""
+"""Checkpoints that are whole or not there, the last two of a run: the host's checkpointer, made safe."""
 
 from __future__ import annotations
 
 import errno
+import glob
 import os
+import zipfile
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import IO, Any, Dict, List, Mapping, Optional
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 import torch.nn as nn
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from carp_plugin.callbacks.history import write_json
 from carp_plugin.errors import UserError
-from carp_plugin.evaluation.state import fit, read_state_dict
+from carp_plugin.evaluation.state import fit, place_in_name, read_checkpoint, read_state_dict
 from carp_plugin.host import Checkpointer as HostCheckpointer
+
+#: Checkpoints of a run that stay where ``checkpoint.keep_prev`` does not keep them all: the newest, and the one before
+#: in case the newest is found damaged.
+KEPT = 2
+
+_UNFINISHED = ".part"
+_LOCK = ".lock"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -21,7 +36,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: Dict[str, Any], path: Any, storage_options: Optional[Any] = None
     ) -> None:
-        """Saves ``checkpoint`` under ``path``.
+        """Saves ``checkpoint`` under ``path``; once this returns, it is on the disk.
 
         Raises:
             UserError: the file cannot be written; an earlier checkpoint of that name is intact.
@@ -31,10 +46,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             for key in [key for key, value in state.items() if callable(value)]:
                 del state[key]
         target = Path(path)
-        unfinished = target.with_name(target.name + f".{os.getpid()}.part")
+        unfinished = target.with_name(target.name + f".{os.getpid()}{_UNFINISHED}")
         try:
             super().save_checkpoint(checkpoint, unfinished, storage_options)
+            _settle(unfinished)
             os.replace(unfinished, target)
+            _settle(target.parent)
         except (OSError, RuntimeError) as error:
             reason = _why_not_written(error)
             if reason is None:
@@ -47,6 +64,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             unfinished.unlink(missing_ok=True)
 
 
+def _settle(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk: a machine that loses its power keeps them."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:  # a folder, on Windows
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _why_not_written(error: BaseException) -> Optional[str]:
     """The reason of a failed write in words, None if the error is something else."""
     if isinstance(error, OSError):
@@ -56,14 +85,146 @@ def _why_not_written(error: BaseException) -> Optional[str]:
 
 
 class Checkpointer(HostCheckpointer):
-    """The host's checkpointer, which saves the last epoch whatever ``frequency`` is."""
+    """The host's checkpointer, for runs that are interrupted.
+
+    It saves the last epoch whatever ``frequency`` is, and within an epoch where a run is stopped; it keeps the last
+    ``KEPT`` checkpoints; and a run that resumes itself goes on in its own folder.
+
+    Args:
+        cfg: parsed configuration.
+        logdir: folder of the method's runs.
+        frequency: epochs between two checkpoints.
+        keep_prev: keep all earlier ones.
+        args: what ``args.json`` is to hold.
+        resumed: the checkpoint of this very run that it goes on from.
+    """
+
+    def __init__(
+        self,
+        cfg: Any,
+        logdir: Path,
+        frequency: int,
+        keep_prev: bool,
+        args: Mapping[str, Any],
+        resumed: Optional[Path] = None,
+    ) -> None:
+        super().__init__(cfg, logdir, frequency, keep_prev)
+        self.keep_all, self.args_json, self.resumed = keep_prev, args, resumed
+        self._claim: Optional[IO[str]] = None
+
+    def initial_setup(self, trainer: Any) -> None:
+        """The run's folder: a new one, or its own again."""
+        if self.resumed is None:
+            super().initial_setup(trainer)
+            return
+        self.path = self.resumed.parent
+        self.ckpt_placeholder = self.resumed.name.rsplit("-ep=", 1)[0] + "-ep={}.ckpt"
+        self.last_ckpt = str(self.resumed)
+        if trainer.is_global_zero:
+            for unfinished in self.path.glob(
+                f"*{_UNFINISHED}"
+            ):  # of a process killed while it wrote
+                unfinished.unlink(missing_ok=True)
+
+        if trainer.is_global_zero:
+            self._claim = claim(self.path)
+
+    def save_args(self, trainer: Any) -> None:
+        """Writes the configuration, interpolations resolved, for evaluations and for whoever resumes."""
+        if trainer.is_global_zero:
+            wandb = None if trainer.logger is None else str(trainer.logger.version)
+            write_json(self.path / "args.json", {**self.args_json, "wandb_run_id": wandb})
+
+    def save(self, trainer: Any) -> None:
+        """Saves a checkpoint of a whole epoch; on every rank, for Lightning synchronises them while saving."""
+        self._save(trainer, str(trainer.current_epoch))
+
+    def save_within_epoch(self, trainer: Any) -> Path:
+        """Saves a checkpoint between two steps; a run that resumes from it goes on within the epoch.
+
+        Returns:
+            Path: of the checkpoint.
+        """
+        self._save(trainer, f"{trainer.current_epoch}-step={trainer.global_step}")
+        return Path(str(self.last_ckpt))
+
+    def is_saved(self, trainer: Any) -> bool:
+        """Whether the last checkpoint is that of the whole current epoch."""
+        return str(self.last_ckpt).endswith(f"-ep={trainer.current_epoch}.ckpt")
+
+    def _save(self, trainer: Any, place: str) -> None:
+        if trainer.sanity_checking:
+            return
+        path = self.path / self.ckpt_placeholder.format(place)
+        trainer.save_checkpoint(path)
+        self.last_ckpt = str(path)
+        if trainer.is_global_zero and not self.keep_all:
+            for superseded in self._written()[:-KEPT]:
+                superseded.unlink(missing_ok=True)
+
+    def _written(self) -> List[Path]:
+        """This run's checkpoints, the earliest first."""
+        pattern = glob.escape(self.ckpt_placeholder.rsplit("-ep=", 1)[0]) + "-ep=*.ckpt"
+        return sorted(self.path.glob(pattern), key=place_in_name)
+
+    def teardown(self, trainer: Any, module: Any, stage: str) -> None:
+        self._release()
+
+    def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        if self._claim is not None:
+            self._claim.close()
+            self._claim = None
 
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
         """Saves when the epoch is due, or the last one."""
-        super().on_train_epoch_end(trainer, module)
         epoch = trainer.current_epoch
-        if epoch % self.frequency != 0 and epoch + 1 == trainer.max_epochs:
+        if epoch % self.frequency == 0 or epoch + 1 == trainer.max_epochs or trainer.should_stop:
             self.save(trainer)
+
+
+def claim(folder: Path) -> Optional[IO[str]]:
+    """Marks a run's folder as being trained in, for as long as the file is open and the process lives.
+
+    Returns:
+        The open file; None where another process has the folder. Where files cannot be locked the mark means nothing.
+    """
+    file = open(folder / _LOCK, "w")
+    try:
+        if fcntl is not None:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            file.close()
+            return None
+    return file
+
+
+def in_use(folder: Path) -> bool:
+    """Whether another process is training in a run's folder."""
+    if not (folder / _LOCK).is_file():
+        return False
+    file = claim(folder)
+    if file is not None:
+        file.close()
+    return file is None
+
+
+def damage(path: Path) -> Optional[str]:
+    """What is wrong with a checkpoint as a file, None if every bit is as it was written.
+
+    Args:
+        path: of the file, which is read whole.
+    """
+    try:
+        read_checkpoint(path)
+        with zipfile.ZipFile(path) as archive:
+            torn = archive.testzip()
+    except (UserError, OSError, zipfile.BadZipFile) as error:
+        return str(error)
+    return None if torn is None else f"the checkpoint {path} is damaged: {torn} in it has changed."
 
 
 def check_checkpoint(path: Path, model: nn.Module) -> None:

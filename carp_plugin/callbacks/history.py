@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import time
+from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional
 
 from lightning.pytorch.callbacks import Callback
 
-from carp_plugin.host import Checkpointer
+from carp_plugin.errors import UserError
 
 Measure = Callable[[Any, Any], Dict[str, float]]
 
@@ -21,13 +22,11 @@ class History(Callback):
     ``train_seconds``: from the start of the epoch to the end of its last training batch, without validation.
 
     Args:
-        checkpointer: whose folder is the run's; None keeps the metrics in memory only.
+        checkpointer: the run's, whose ``path`` is its folder; None keeps the metrics in memory only.
         measure: takes the trainer and the method at the end of an epoch and returns further metrics.
     """
 
-    def __init__(
-        self, checkpointer: Optional[Checkpointer] = None, measure: Optional[Measure] = None
-    ) -> None:
+    def __init__(self, checkpointer: Any = None, measure: Optional[Measure] = None) -> None:
         self.checkpointer, self.measure = checkpointer, measure
         self.epochs: List[Dict[str, float]] = []
         self._started = self._trained = 0.0
@@ -37,6 +36,10 @@ class History(Callback):
 
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
         self.epochs = list(state_dict["epochs"])
+
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        """A run that is resumed within an epoch has no start of that epoch."""
+        self._started = self._trained = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
         self._started = self._trained = time.perf_counter()
@@ -73,9 +76,20 @@ class History(Callback):
 
 
 def write_json(path: Any, content: Any) -> None:
-    """Writes ``content`` to ``path`` as a whole or not at all."""
-    unfinished = f"{path}.{os.getpid()}.part"
-    with open(unfinished, "w") as file:
-        json.dump(content, file, indent=2)
-        file.write("\n")
-    os.replace(unfinished, path)
+    """Writes ``content`` to ``path`` as a whole or not at all.
+
+    Raises:
+        UserError: it cannot be written; an earlier file of that name is intact.
+    """
+    unfinished = Path(f"{path}.{os.getpid()}.part")
+    try:
+        with open(unfinished, "w") as file:
+            json.dump(content, file, indent=2)
+            file.write("\n")
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}); what was there is intact: make room, or give another folder."
+        ) from error
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -1,45 +1,62 @@
-"""Training images whose order and augmentation depend on seed and epoch alone.
+"""Training images whose order and augmentation depend on seed, epoch and image alone.
 
 A resumed run then sees what the uninterrupted one would have seen, and the number of workers changes nothing.
 """
 
 from __future__ import annotations
 
-from typing import Any, Iterator, Tuple
+import random
+import signal
+from typing import Any, Dict, Iterator, Tuple
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.distributed import DistributedSampler
 
 
-class EpochOrder(Sampler):
+class EpochOrder(DistributedSampler):
     """Every image once, in an order of the epoch's own; yields (epoch, index).
 
-    The epoch goes along with the index, since workers hold a copy of the data set that is never told of it.
+    The epoch goes along with the index, since workers hold a copy of the data set that is never told of it. Of
+    several ranks each takes every ``world``-th image of the one order, all of them equally many: what is left over at
+    the end of an epoch is dropped, as the last, smaller batch is. It is a DistributedSampler so that Lightning leaves
+    it in its place.
 
     Args:
         images: number of images.
         seed: of all orders.
+
+    Attributes:
+        epoch: that the next pass is of.
+        begin: (epoch, images): an epoch and how many images of this rank it leaves out at its beginning, for a run
+            resumed within it.
+        rank: of this process, set before training.
+        num_replicas: ranks, set before training.
     """
 
     def __init__(self, images: int, seed: int) -> None:
-        self.images, self.seed, self.epoch = images, seed, 0
+        super().__init__(range(images), num_replicas=1, rank=0, seed=seed)  # type: ignore[arg-type]
+        self.images, self.begin = images, (0, 0)
 
     def __len__(self) -> int:
-        return self.images
+        return self.images // self.num_replicas
 
     def __iter__(self) -> Iterator[Tuple[int, int]]:
-        generator = torch.Generator().manual_seed(_mixed(self.seed, self.epoch))
-        for index in torch.randperm(self.images, generator=generator).tolist():
-            yield self.epoch, index
+        generator = torch.Generator().manual_seed(mixed(self.seed, self.epoch))
+        order = torch.randperm(self.images, generator=generator)
+        own = order[self.rank :: self.num_replicas][: len(self)].tolist()
+        epoch = self.epoch
+        trained = self.begin[1] if self.begin[0] == epoch else 0
+        return iter([(epoch, index) for index in own[trained:]])
 
 
 class EpochAugmented(Dataset):
     """A data set whose random transform is that of (seed, epoch, index).
 
     Args:
-        dataset: takes an index; its transform draws from torch's generator, as torchvision's do.
+        dataset: takes an index; its transform may draw from torch's generator, Python's and numpy's.
         seed: of all transforms.
     """
 
@@ -51,25 +68,55 @@ class EpochAugmented(Dataset):
 
     def __getitem__(self, key: Tuple[int, int]) -> Any:
         epoch, index = key
-        with torch.random.fork_rng(devices=[]):
-            # torch.manual_seed would seed every device that could be there, at ten times the cost
-            torch.default_generator.manual_seed(_mixed(self.seed, epoch, index))
+        states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        try:
+            seed_host(mixed(self.seed, epoch, index))
             return self.dataset[index]
+        finally:  # without workers this is the process that trains
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+            torch.set_rng_state(states[2])
 
 
-class SetsEpoch(Callback):
-    """Tells the order which epoch it is, also where Lightning has wrapped it for several processes.
+class TracksEpoch(Callback):
+    """Tells the order where training is, and a resumed run's where the checkpoint was written.
+
+    Stands before whatever writes checkpoints at the end of an epoch.
 
     Args:
         order: of the training loader.
+        batch_size: images a batch and rank.
     """
 
-    def __init__(self, order: EpochOrder) -> None:
-        self.order = order
+    def __init__(self, order: EpochOrder, batch_size: int) -> None:
+        self.order, self.batch_size = order, batch_size
+        self._next = {"epoch": 0, "batch": 0}
+
+    def state_dict(self) -> Dict[str, int]:
+        return dict(self._next)
+
+    def load_state_dict(self, state_dict: Dict[str, int]) -> None:
+        """Workers begin to load before any other hook is called."""
+        self._next = dict(state_dict)
+        self.order.epoch = state_dict["epoch"]
+        self.order.begin = (state_dict["epoch"], state_dict["batch"] * self.batch_size)
+
+    def setup(self, trainer: Any, module: Any, stage: str) -> None:
+        self.order.rank, self.order.num_replicas = trainer.global_rank, trainer.world_size
 
     def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
-        """Sets the epoch that is about to begin."""
         self.order.epoch = trainer.current_epoch
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        self._next = {"epoch": trainer.current_epoch, "batch": batch_idx}
+
+    def on_train_batch_end(
+        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._next = {"epoch": trainer.current_epoch, "batch": batch_idx + 1}
+
+    def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+        self._next = {"epoch": trainer.current_epoch + 1, "batch": 0}
 
 
 def epoch_loader(
@@ -78,7 +125,7 @@ def epoch_loader(
     """A training loader, with the last, smaller batch dropped as the hosts do, and its order.
 
     Args:
-        dataset: gives (image, label).
+        dataset: takes an index.
         batch_size: images a batch.
         num_workers: processes that load images; 0 loads them in this one.
         seed: of orders and transforms.
@@ -91,10 +138,30 @@ def epoch_loader(
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
         drop_last=True,
+        generator=torch.Generator(),  # or a loader would draw from the one that training draws from
+        worker_init_fn=_leave_signals,
     )
     return loader, order
 
 
-def _mixed(*numbers: int) -> int:
-    """One seed of several numbers, without the overlaps that adding them would have."""
+def _leave_signals(worker: int) -> None:
+    """Ctrl-C and SIGTERM reach a whole group of processes; what to do is the training process's to decide."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def mixed(*numbers: int) -> int:
+    """One 64-bit seed of several numbers >= 0, without the overlaps that adding them would have."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+def seed_host(seed: int) -> None:
+    """Seeds Python's, numpy's and torch's generator on the CPU.
+
+    Args:
+        seed: of 64 bits; numpy takes the lower half.
+    """
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    # torch.manual_seed would seed every device that could be there, at ten times the cost
+    torch.default_generator.manual_seed(seed)

@@ -10,6 +10,7 @@ import uuid
 from pathlib import Path
 from typing import Dict, List, Tuple
 
+from carp_plugin.data.images import is_class_image_name
 from carp_plugin.errors import UserError
 
 _MANIFEST = "holdout.json"
@@ -68,7 +69,7 @@ def _split(train_path: Path, fraction: float, seed: int) -> Dict[str, Dict[str, 
     """train and val -> class -> names of files."""
     split: Dict[str, Dict[str, List[str]]] = {"train": {}, "val": {}}
     for folder in sorted(path for path in train_path.iterdir() if path.is_dir()):
-        names = sorted(path.name for path in folder.iterdir() if path.is_file())
+        names = sorted(path.name for path in folder.iterdir() if is_class_image_name(path.name))
         if len(names) < 2:
             raise UserError(
                 f"{folder} holds {len(names)} image{'s' * (len(names) != 1)}; holding some out needs two at least."

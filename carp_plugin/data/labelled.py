@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from omegaconf import DictConfig, OmegaConf
@@ -9,7 +10,14 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from carp_plugin.data.epochs import EpochOrder, epoch_loader
-from carp_plugin.data.loaders import NamesBadImages, check_batch, evaluation_transform, read_data
+from carp_plugin.data.images import NamesBadImages, naming_dali_failures
+from carp_plugin.data.loaders import (
+    check_batch,
+    evaluation_transform,
+    read_data,
+    train_images,
+    warn_of_sizes,
+)
 from carp_plugin.host import (
     ClassificationDALIDataModule,
     omegaconf_select,
@@ -40,6 +48,9 @@ class LabelledData(NamedTuple):
 def labelled_data(cfg: DictConfig, pretraining: DictConfig) -> LabelledData:
     """Training images with random crops and flips, and validation images with a central crop.
 
+    A training image that cannot be read is replaced by the next one, with its label, up to ``data.max_bad_fraction``
+    of them; a validation image never is.
+
     Args:
         cfg: parsed configuration.
         pretraining: configuration of the checkpoint's run; where it has channel statistics of its own, and the
@@ -65,13 +76,24 @@ def labelled_data(cfg: DictConfig, pretraining: DictConfig) -> LabelledData:
     )
     check_batch(cfg, len(train_set))
     size, workers = cfg.optimizer.batch_size, cfg.data.num_workers
-    named = NamesBadImages(val_set)
+    named, named_train = NamesBadImages(val_set), train_images(cfg, train_set)
+    _warn_of_sizes(cfg, named_train, named)
     # The host's validation loader neither shuffles nor drops.
     val = prepare_classification_dataloaders(named, named, batch_size=size, num_workers=workers)[1]
     if cfg.data.format == "dali":
         return LabelledData(_dali(cfg, val), val, None, len(train_set), len(val_set))
-    train, order = epoch_loader(NamesBadImages(train_set), size, workers, cfg.seed)
+    train, order = epoch_loader(named_train, size, workers, cfg.seed)
     return LabelledData(train, val, order, len(train_set), len(val_set))
+
+
+def _warn_of_sizes(cfg: DictConfig, train: NamesBadImages, val: NamesBadImages) -> None:
+    """Says if images are smaller than the crops that the configuration names."""
+    crop = omegaconf_select(cfg, "data.train_transform.crop_size")
+    if crop is not None:
+        warn_of_sizes(train, crop, f"they are enlarged to crops of {crop} px")
+    crop = omegaconf_select(cfg, "data.eval_transform.crop_size")
+    if crop is not None and not omegaconf_select(cfg, "data.eval_transform.resize"):
+        warn_of_sizes(val, crop, f"the central crop of {crop} px pads them with black")
 
 
 def training_transform(cfg: DictConfig, evaluation: Any) -> Any:
@@ -110,4 +132,4 @@ def _dali(cfg: DictConfig, val: DataLoader) -> Any:
         dali_device=omegaconf_select(cfg, "dali.device", "gpu"),
     )
     module.val_dataloader = lambda: val
-    return module
+    return naming_dali_failures(module, Path(cfg.data.train_path))

@@ -7,11 +7,18 @@ from typing import Any, Callable, Optional, Tuple
 
 import lightning.pytorch as pl
 from omegaconf import DictConfig
-from PIL import Image, UnidentifiedImageError
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 
+from carp_plugin.data.epochs import epoch_loader
+from carp_plugin.data.images import (
+    MAX_BAD_FRACTION,
+    NamesBadImages,
+    naming_dali_failures,
+    verdict_of,
+)
+from carp_plugin.devices import is_main_process
 from carp_plugin.errors import UserError
 from carp_plugin.host import (
     FullTransformPipeline,
@@ -23,52 +30,9 @@ from carp_plugin.host import (
     prepare_classification_dataloaders,
     prepare_classification_datasets,
     prepare_classification_transforms,
-    prepare_dataloader,
     prepare_datasets,
 )
-
-
-class ImageError(UserError):
-    """An image that cannot be read."""
-
-
-class NamesBadImages(Dataset):
-    """A data set that says which file it was when an image cannot be read.
-
-    Args:
-        dataset: has ``samples`` (ImageFolder) or ``images`` and ``root`` (the host's flat folder), or neither.
-
-    Raises:
-        ImageError: from ``[]``, with the path of the file and the reason.
-    """
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
-
-    def __getitem__(self, index: int) -> Any:
-        try:
-            return self.dataset[index]
-        except (
-            OSError,
-            SyntaxError,
-            UnidentifiedImageError,
-            Image.DecompressionBombError,
-        ) as error:
-            reason = str(error).split(" <")[0].split(" '")[0]
-            raise ImageError(
-                f"the image {self._path(index)} cannot be read ({reason}); mend it or take it out of the folder."
-            ) from None
-
-    def _path(self, index: int) -> str:
-        dataset: Any = self.dataset
-        if hasattr(dataset, "samples"):
-            return str(dataset.samples[index][0])
-        if hasattr(dataset, "images"):
-            return str(Path(dataset.root) / dataset.images[index])
-        return f"number {index}"
+from carp_plugin.report import say
 
 
 def _views(cfg: DictConfig, build: Callable[[Any], Callable]) -> FullTransformPipeline:
@@ -82,6 +46,8 @@ def _views(cfg: DictConfig, build: Callable[[Any], Callable]) -> FullTransformPi
 
 def pretrain_loader(cfg: DictConfig) -> DataLoader:
     """The training loader of [indexes, views, labels], with the last, smaller batch dropped as the host does.
+
+    Its sampler is an ``EpochOrder``: order and augmentation are functions of seed, epoch and image.
 
     Raises:
         UserError: fewer images than a batch, or data that cannot be read.
@@ -101,16 +67,16 @@ def pretrain_loader(cfg: DictConfig) -> DataLoader:
             data_fraction=cfg.data.fraction,
         )
     )
-    check_batch(cfg, len(dataset))
-    return prepare_dataloader(
-        NamesBadImages(dataset),
-        batch_size=cfg.optimizer.batch_size,
-        num_workers=cfg.data.num_workers,
-    )
+    named = train_images(cfg, dataset)
+    check_batch(cfg, len(named))
+    _check_shapes(cfg, named)
+    crop = max(view.crop_size for view in cfg.augmentations)
+    warn_of_sizes(named, crop, f"they are enlarged to views of {crop} px")
+    return epoch_loader(named, cfg.optimizer.batch_size, cfg.data.num_workers, cfg.seed)[0]
 
 
 def pretrain_dali(cfg: DictConfig) -> pl.LightningDataModule:
-    """The host's DALI data module of the same batches.
+    """The host's DALI data module of the same batches; an image that DALI cannot decode ends the run.
 
     Raises:
         UserError: DALI is not installed, or fewer images than a batch.
@@ -120,7 +86,7 @@ def pretrain_dali(cfg: DictConfig) -> pl.LightningDataModule:
         cfg, lambda a: build_transform_pipeline_dali(cfg.data.dataset, a, dali_device=dali)
     )
     check_batch(cfg, count_files(cfg))
-    return PretrainDALIDataModule(
+    module = PretrainDALIDataModule(
         dataset=cfg.data.dataset,
         train_data_path=cfg.data.train_path,
         transforms=transform,
@@ -133,13 +99,20 @@ def pretrain_dali(cfg: DictConfig) -> pl.LightningDataModule:
         dali_device=dali,
         encode_indexes_into_labels=cfg.dali.encode_indexes_into_labels,
     )
+    return naming_dali_failures(module, Path(cfg.data.train_path))
 
 
 def labelled_loaders(cfg: DictConfig) -> Optional[Tuple[DataLoader, DataLoader]]:
     """Loaders of (images, labels) without augmentation: training images in order, and validation images.
 
+    A training image that cannot be read is replaced by the next one, with its label, up to ``data.max_bad_fraction``
+    of them; a validation image never is.
+
     Returns:
         The two loaders, or None where the configuration has no labelled validation data.
+
+    Raises:
+        UserError: data that cannot be read.
     """
     if cfg.data.no_labels or cfg.data.val_path is None:
         return None
@@ -157,8 +130,12 @@ def labelled_loaders(cfg: DictConfig) -> Optional[Tuple[DataLoader, DataLoader]]
     )
     # The host's validation loader neither shuffles nor drops; the training images are to come like that too.
     both = []
-    for dataset in (train, val):
-        named = NamesBadImages(dataset)
+    crop = omegaconf_select(cfg, "data.eval_transform.crop_size")
+    if omegaconf_select(cfg, "data.eval_transform.resize"):
+        crop = None  # brought to a size first
+    for named in (train_images(cfg, train), NamesBadImages(val)):
+        if crop is not None:
+            warn_of_sizes(named, crop, f"the central crop of {crop} px pads them with black")
         nothing = Subset(named, [0])  # the host wants a training set, whose loader is not used
         both.append(
             prepare_classification_dataloaders(
@@ -169,6 +146,55 @@ def labelled_loaders(cfg: DictConfig) -> Optional[Tuple[DataLoader, DataLoader]]
             )[1]
         )
     return both[0], both[1]
+
+
+def train_images(cfg: DictConfig, dataset: Any) -> NamesBadImages:
+    """Images to train on, of which ``data.max_bad_fraction`` may be bad; see :class:`NamesBadImages`."""
+    fraction = omegaconf_select(cfg, "data.max_bad_fraction", MAX_BAD_FRACTION)
+    return NamesBadImages(dataset, fraction)
+
+
+def say_bad_images(loader: Any) -> None:
+    """Says how many images of a loader could not be read and were replaced, if there were any.
+
+    Args:
+        loader: any; those that are not on :class:`NamesBadImages` have nothing to say.
+    """
+    verdict = verdict_of(loader)
+    if verdict and is_main_process():
+        say(f"warning: {verdict}", "yellow")
+
+
+def _check_shapes(cfg: DictConfig, named: NamesBadImages) -> None:
+    """Views that are not cropped keep their image's shape, and only equal shapes make a batch."""
+    shapes = {width / height: (width, height) for width, height in named.sizes()}
+    for i, view in enumerate(cfg.augmentations):
+        if len(shapes) > 1 and not view.rrc.enabled:
+            first, other, *_ = sorted(shapes.values(), reverse=True)
+            raise UserError(
+                f"augmentations[{i}].rrc.enabled=False only resizes images, and those of {named.root} have several "
+                f"shapes ({first[0]} x {first[1]} and {other[0]} x {other[1]} pixels, …), which make no batch; "
+                "set it to True, or crop the images to one shape."
+            )
+
+
+def warn_of_sizes(named: NamesBadImages, crop: int, then: str) -> None:
+    """Says if images are smaller than a crop, as far as a sample of them shows.
+
+    Args:
+        named: the images.
+        crop: its side in pixels.
+        then: what happens to them, as the end of a sentence.
+    """
+    if not is_main_process():
+        return
+    sizes = named.sizes()
+    small = sum(min(size) < crop for size in sizes)
+    if small:
+        say(
+            f"warning: {small} of {len(sizes)} sampled images of {named.root} are smaller than {crop} px: {then}.",
+            "yellow",
+        )
 
 
 def evaluation_transform(cfg: DictConfig) -> Callable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 import warnings
@@ -9,7 +10,7 @@ from collections import defaultdict
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ContextManager, Dict, List, Mapping, Union
+from typing import Any, ContextManager, Dict, List, Mapping, Tuple, Union
 
 import omegaconf
 import torch
@@ -45,7 +46,7 @@ def find_checkpoint(path: Union[str, Path]) -> Path:
 
     Args:
         path: a ``.ckpt``, ``.pth`` or ``.pt`` file, or the folder of a run: then the ``.ckpt`` of the highest epoch,
-            as its name says (``…-ep=9.ckpt``, ``epoch=9-….ckpt``).
+            as its name says (``…-ep=9.ckpt``, ``epoch=9-….ckpt``; ``…-ep=9-step=40.ckpt`` was written within it).
 
     Returns:
         Path: of the file.
@@ -67,8 +68,8 @@ def find_checkpoint(path: Union[str, Path]) -> Path:
         below = sorted({str(inner.parent) for inner in path.rglob("*.ckpt")})
         hint = "one of its runs: " + ", ".join(below[:5]) if below else "a run's folder."
         raise UserError(f"the folder {path} holds no .ckpt file; give {hint}")
-    newest = max(epoch_in_name(entry) for entry in found)
-    last = [entry for entry in found if epoch_in_name(entry) == newest]
+    newest = max(place_in_name(entry) for entry in found)
+    last = [entry for entry in found if place_in_name(entry) == newest]
     if len(last) > 1:
         names = ", ".join(entry.name for entry in last[:5])
         raise UserError(
@@ -89,6 +90,15 @@ def epoch_in_name(path: Path) -> int:
     """The epoch that a checkpoint's name gives, -1 where it gives none."""
     found = re.search(r"ep(?:och)?=(\d+)", path.stem)
     return int(found.group(1)) if found else -1
+
+
+def place_in_name(path: Path) -> Tuple[int, float]:
+    """How far training was, as a checkpoint's name says: the epoch, and the step if it was written within one.
+
+    Sorts checkpoints in the order of training: that of a whole epoch comes after those within it.
+    """
+    step = re.search(r"ep=\d+-step=(\d+)$", path.stem)
+    return epoch_in_name(path), float(step.group(1)) if step else math.inf
 
 
 def read_checkpoint(path: Union[str, Path]) -> Dict[str, Any]:

@@ -22,7 +22,6 @@ from solo.data.pretrain_dataloader import (
     FullTransformPipeline,
     NCropAugmentation,
     build_transform_pipeline,
-    prepare_dataloader,
     prepare_datasets,
 )
 from solo.methods import METHODS
@@ -134,6 +133,5 @@ __all__ = [
     "prepare_classification_dataloaders",
     "prepare_classification_datasets",
     "prepare_classification_transforms",
-    "prepare_dataloader",
     "prepare_datasets",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import omegaconf
 import torch
@@ -89,6 +89,10 @@ class CARP(BaseMomentumMethod):
         self.entropy_weight: float = kwargs.entropy_weight
         self.teacher_prototypes: str = kwargs.teacher_prototypes
         self.fused: bool = kwargs.fused
+        #: Of the last training step, for whoever watches training: what it logged, 0-dim tensors, and the
+        #: embeddings of all views (V * N, D). Nothing of it is kept with the weights.
+        self.step_metrics: Dict[str, torch.Tensor] = {}
+        self.step_embeddings: Optional[torch.Tensor] = None
 
         # projector
         self.projector = self._projector(kwargs)
@@ -265,14 +269,21 @@ class CARP(BaseMomentumMethod):
             z_std = F.normalize(torch.stack(large), dim=-1).std(dim=1).mean()
 
         metrics = {
-            "train_carp_loss": loss,
+            "train_carp_loss": loss.detach(),
             "train_consistency": terms.consistency,
             "train_entropy_gap": terms.entropy_gap,
-            "train_information": statistics.information,
-            "train_prototypes_used": statistics.prototypes_used,
-            "train_z_std": z_std,
         }
         self.log_dict(metrics, on_epoch=True, sync_dist=True)
+        # averaged over ranks at the epoch's end only: a collective less a step for each
+        watched = {
+            "train_information": statistics.information,
+            "train_prototypes_used": statistics.prototypes_used,
+            "train_prototypes_perplexity": statistics.perplexity,
+            "train_z_std": z_std,
+        }
+        self.log_dict(watched, on_step=False, on_epoch=True, sync_dist=True)
+        self.step_metrics = {**metrics, **watched, "train_class_loss": class_loss.detach()}
+        self.step_embeddings = torch.cat(list(student)).detach()
 
         return loss + class_loss
 

@@ -5,9 +5,8 @@ import torch
 from PIL import Image
 
 from carp_plugin.config import checked
+from carp_plugin.data.images import ImageError, NamesBadImages
 from carp_plugin.data.loaders import (
-    ImageError,
-    NamesBadImages,
     count_files,
     evaluation_transform,
     labelled_loaders,

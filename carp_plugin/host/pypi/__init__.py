@@ -31,7 +31,6 @@ from carp_plugin.host.pypi.data import (  # noqa: E402
     prepare_classification_dataloaders,
     prepare_classification_datasets,
     prepare_classification_transforms,
-    prepare_dataloader,
     prepare_datasets,
 )
 from carp_plugin.host.pypi.knn import WeightedKNNClassifier  # noqa: E402
@@ -79,6 +78,5 @@ __all__ = [
     "prepare_classification_dataloaders",
     "prepare_classification_datasets",
     "prepare_classification_transforms",
-    "prepare_dataloader",
     "prepare_datasets",
 ]

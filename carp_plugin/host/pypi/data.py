@@ -19,7 +19,6 @@ from solo.utils.pretrain_dataloader import (
     GaussianBlur,
     NCropAugmentation,
     Solarization,
-    prepare_dataloader,
 )
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import DataLoader, Dataset
@@ -209,6 +208,5 @@ __all__ = [
     "prepare_classification_dataloaders",
     "prepare_classification_datasets",
     "prepare_classification_transforms",
-    "prepare_dataloader",
     "prepare_datasets",
 ]

@@ -179,7 +179,13 @@ class _FromCfg:
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         if isinstance(self, _base.BaseMomentumMethod):
+            stepped = self.trainer.global_step > self.last_step
             super().on_train_batch_end(outputs, batch, batch_idx, 0)
+            if stepped:  # 1.0.2 counts batches: with gradients accumulated unevenly tau would overshoot its end
+                self.momentum_updater.update_tau(
+                    cur_step=self.trainer.global_step,
+                    max_steps=self.trainer.estimated_stepping_batches,
+                )
         else:
             super().on_train_batch_end(outputs, batch, batch_idx)
 

@@ -1,0 +1,364 @@
+"""Reading images from files: every kind becomes 8-bit RGB, and a file that cannot be read is named, never guessed at.
+
+Training goes on without a few bad files (``data.max_bad_fraction``); evaluation on validation images never does.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import warnings
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, Iterator, List, Optional, Set, Tuple, Union
+
+import numpy as np
+import torch
+from PIL import Image, ImageFile
+from torch.utils.data import Dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from carp_plugin.errors import UserError
+
+#: One file in a hundred: a few torn downloads are survivable, more is a broken data set. Fewer than a hundred files
+#: thus survive none: there one image more or less matters.
+MAX_BAD_FRACTION = 0.01
+
+_NAMED = 5  # files in a sentence
+_SEARCHED = 10_000  # files that a search for a bad one looks at: a minute or two
+_SAMPLED = 64  # files whose headers tell the sizes of a data set
+
+# Pillow advises to convert such images to RGBA; the transparency is dropped knowingly (see to_rgb).
+warnings.filterwarnings("ignore", message="Palette images with Transparency")
+
+
+class ImageError(UserError):
+    """An image that cannot be read, or more of them than ``data.max_bad_fraction`` allows."""
+
+
+class _Unreadable(Exception):
+    """Why a file is no image; becomes an ImageError, or a replacement, in :class:`NamesBadImages`."""
+
+
+def read_image(path: Union[str, Path]) -> Image.Image:
+    """The image in a file as 8-bit RGB; see :func:`to_rgb`.
+
+    Of several frames it is the first. The orientation that EXIF notes is left alone, as the hosts leave it. Damage
+    that leaves a well-formed file, such as altered pixels of a bitmap, cannot be told from an image.
+
+    Args:
+        path: of the file; its content says what format it has, not its name.
+
+    Returns:
+        Image.Image: of mode RGB.
+
+    Raises:
+        ImageError: the file is no image, damaged, cut off, or of values that do not fit 8 bits.
+    """
+    try:
+        return _read(path)
+    except _Unreadable as why:
+        raise ImageError(f"the image {path} cannot be read ({why}).") from None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any kind as 8-bit RGB.
+
+    Eight bits a channel (greyscale, palette, CMYK, alpha, one bit) are Pillow's ``convert("RGB")``, as in both hosts,
+    so that numbers can be compared: transparency is dropped, not laid over a background. ``convert`` would cut off
+    at 255 what has more bits, and an image of 16 bits would be white: their high byte is taken instead, as Pillow
+    does for 16-bit colour. Floats are pixels from 0 to 1, or from 0 to 255.
+
+    Raises:
+        ValueError: 32-bit integers above 255, or floats outside these ranges: how bright is white cannot be told.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        values = np.asarray(image)
+        low, high = values.min(), values.max()
+        if not 0 <= low <= high <= 255:  # nan too
+            raise ValueError(
+                f"its values go from {low:g} to {high:g}, and which is white cannot be told; save it with 8 or 16 bits"
+            )
+        scale = 255 if image.mode == "F" and high <= 1 else 1
+        return Image.fromarray((values * scale).round().astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")
+
+
+class NamesBadImages(Dataset):
+    """A data set that names the files that cannot be read, and does without a few of them.
+
+    In the place of a bad image comes the next one that can be read, with its own index and label: a function of the
+    index, so that workers, ranks and a resumed run agree, and every epoch keeps its length. Each bad file is named
+    once on standard error; :meth:`bad_images` lists them, whichever worker met them.
+
+    For images to train on, and for the bank of a k-NN, where one image in a hundred that counts twice changes little.
+    For validation images ``max_bad_fraction`` is to be 0: a replaced one would falsify the accuracy.
+
+    Args:
+        dataset: of the host. The files of an ImageFolder (``samples``) and of a flat folder (``images``, ``root``)
+            are read by :func:`read_image` from here on; hidden files and files that are no images by their names
+            are left out of a flat folder.
+        max_bad_fraction: of the files of the data set that may be bad.
+
+    Raises:
+        ImageError: from ``[]``, if there are more, with the path of a file and the reason.
+    """
+
+    def __init__(self, dataset: Any, max_bad_fraction: float = 0.0) -> None:
+        self.dataset, self.max_bad_fraction = dataset, max_bad_fraction
+        if hasattr(dataset, "samples"):
+            dataset.loader = _read
+        self._flat = hasattr(dataset, "images") and hasattr(dataset, "root")
+        if self._flat:  # sorted: the order of a listing differs between machines
+            dataset.images = sorted(filter(is_image_name, dataset.images))
+        self._bad: Optional[torch.Tensor] = None
+        if max_bad_fraction > 0:
+            # One byte an image, which workers share with this process.
+            self._bad = torch.zeros(len(dataset), dtype=torch.uint8).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self._load(index)
+        except _CANNOT_BE_READ as why:
+            self._note(index, why)
+        for other in range(index + 1, index + len(self)):
+            other %= len(self)
+            try:
+                return self._load(other)
+            except _CANNOT_BE_READ as why:
+                self._note(other, why)
+        raise ImageError("no image of the data set can be read.")
+
+    def _load(self, index: int) -> Any:
+        if not self._flat:
+            return self.dataset[index]
+        # The host's flat folder opens its files itself.
+        return index, self.dataset.transform(_read(self.path(index))), -1
+
+    def _note(self, index: int, why: Exception) -> None:
+        """Marks an image as bad, and says so if it is new.
+
+        Raises:
+            ImageError: it is one too many.
+        """
+        reason = _reason(why)
+        if self._bad is None:
+            raise ImageError(
+                f"the image {self.path(index)} cannot be read ({reason}); mend it or take it out of the folder."
+            ) from None
+        known = bool(self._bad[index])
+        self._bad[index] = 1
+        images, count = len(self), int(self._bad.sum())
+        allowed = int(self.max_bad_fraction * images + 1e-9)
+        if count > allowed:
+            others = f"; with it {count} are bad: {self._names()}" if count > 1 else ""
+            raise ImageError(
+                f"the image {self.path(index)} cannot be read ({reason}){others}; of {images} images "
+                f"data.max_bad_fraction={self.max_bad_fraction:g} allows {allowed} to be bad: mend them, take them out "
+                f"of the folder, or allow more with ++data.max_bad_fraction={_allowing(count, images)}."
+            ) from None
+        if not known:
+            print(
+                f"warning: the image {self.path(index)} cannot be read ({reason}); another one is taken.",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def bad_images(self) -> List[str]:
+        """Paths of the images that could not be read so far, by any worker of this process."""
+        if self._bad is None:
+            return []
+        return [self.path(index) for index in self._bad.nonzero().flatten().tolist()]
+
+    def _names(self) -> str:
+        bad = self.bad_images()
+        return ", ".join(bad[:_NAMED]) + (", …" if len(bad) > _NAMED else "")
+
+    def verdict(self) -> Optional[str]:
+        """How many images were replaced, in a sentence; None where all could be read."""
+        count = len(self.bad_images())
+        if not count:
+            return None
+        were = "was replaced by another one" if count == 1 else "were replaced by others"
+        return f"{count} of {len(self):,} images could not be read and {were}: {self._names()}."
+
+    def path(self, index: int) -> str:
+        """Of the image's file, or its number where there is no file of its own."""
+        if hasattr(self.dataset, "samples"):
+            return str(self.dataset.samples[index][0])
+        if self._flat:
+            return str(Path(self.dataset.root) / self.dataset.images[index])
+        return f"number {index}"
+
+    @property
+    def root(self) -> str:
+        """Folder of the images, as the user gave it."""
+        return str(getattr(self.dataset, "root", "the data set"))
+
+    def sizes(self) -> List[Tuple[int, int]]:
+        """Width and height in pixels of at most 64 images spread over the data set, by their headers alone."""
+        if not self._flat and not hasattr(self.dataset, "samples"):
+            return []
+        step = max(1, -(-len(self) // _SAMPLED))
+        return [size for i in range(0, len(self), step) if (size := _size(self.path(i)))]
+
+
+def verdict_of(loader: Any) -> Optional[str]:
+    """:meth:`NamesBadImages.verdict` of a loader's data set, whatever is wrapped around it; None for other loaders."""
+    dataset = getattr(loader, "dataset", None)
+    while dataset is not None and not isinstance(dataset, NamesBadImages):
+        dataset = getattr(dataset, "dataset", None)
+    return None if dataset is None else dataset.verdict()
+
+
+def naming_dali_failures(module: Any, root: Path) -> Any:
+    """A DALI data module that says an image it cannot decode in a sentence.
+
+    DALI decodes by itself: it replaces nothing, whatever ``data.max_bad_fraction`` is, and names no file. The first
+    one that Pillow cannot read either is looked for among the files of ``root``, unless they are many.
+
+    Args:
+        module: with ``setup`` and ``train_dataloader``; changed in place.
+        root: folder of the training images.
+
+    Raises:
+        ImageError: from the module's ``setup``, which decodes the first batch, and from its loader.
+    """
+    setup, train_dataloader = module.setup, module.train_dataloader
+
+    def guarded_setup(stage: Optional[str] = None) -> None:
+        with _saying_dali(root):
+            setup(stage)
+
+    module.setup = guarded_setup
+    module.train_dataloader = lambda: _Decoding(train_dataloader(), root)
+    return module
+
+
+class _Decoding:
+    """A DALI iterator whose failures are a user's mistake like any other."""
+
+    def __init__(self, iterator: Any, root: Path) -> None:
+        self._iterator, self._root = iterator, root
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._iterator, name)
+
+    def __len__(self) -> int:
+        return len(self._iterator)
+
+    def __iter__(self) -> _Decoding:
+        with _saying_dali(self._root):
+            iter(self._iterator)
+        return self
+
+    def __next__(self) -> Any:
+        with _saying_dali(self._root):
+            return next(self._iterator)
+
+
+@contextmanager
+def _saying_dali(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).partition("encountered:")[2].strip().partition("\n")[0] or "no reason"
+        raise ImageError(
+            f"DALI cannot decode an image of {root} ({reason}){_first_bad(root)}; mend it or take it out, "
+            "or set data.format=image_folder, which names every such image and goes on without a few of them."
+        ) from error
+
+
+def _first_bad(root: Path) -> str:
+    paths = list(islice((path for path in root.rglob("*") if path.is_file()), _SEARCHED + 1))
+    for path in sorted(paths) if len(paths) <= _SEARCHED else []:
+        try:
+            _read(path)
+        except _Unreadable as why:
+            return f", likely {path} ({why})"
+    return ""
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file of a flat folder is an image by its name: not hidden, and an ending that Pillow opens or none."""
+    ending = os.path.splitext(name)[1].lower()
+    return not name.startswith(".") and (not ending or ending in _pillow_endings())
+
+
+def is_class_image_name(name: str) -> bool:
+    """Whether a file of a class folder is an image by its name, as torchvision's ImageFolder decides."""
+    return name.lower().endswith(IMG_EXTENSIONS)
+
+
+def _pillow_endings() -> Set[str]:
+    return {e for e, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+
+
+def _read(path: Union[str, Path]) -> Image.Image:
+    if not os.path.isfile(path):  # a pipe would be waited for without end
+        raise _Unreadable("no such file" if not os.path.exists(path) else "it is not a file")
+    ImageFile.LOAD_TRUNCATED_IMAGES = (
+        False  # some packages set it, and half an image is read in silence
+    )
+    try:
+        with open(path, "rb") as file:
+            image = Image.open(file)
+            image.load()
+            if image.format in ("JPEG", "MPO") and not _jpeg_ends(file):
+                raise _Unreadable("it is cut off: the JPEG has no end")
+            return to_rgb(image)
+    except _Unreadable:
+        raise
+    except Exception as error:  # decoders raise whatever they stumble over in a damaged file
+        raise _Unreadable(_reason(error)) from None
+
+
+def _jpeg_ends(file: io.BufferedReader) -> bool:
+    """Whether a JPEG's image data come to their end. Pillow does not miss it in a file that was filled with zeros."""
+    file.seek(-2, os.SEEK_END)
+    if file.read() == b"\xff\xd9":
+        return True
+    file.seek(0)
+    data = file.read()
+    at = 2  # past the start marker; segments before the image data have a length, and a thumbnail an end of its own
+    while data[at : at + 1] == b"\xff" and data[at + 1] != 0xDA:
+        filling = data[at + 1] == 0xFF
+        at += 1 if filling else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return data.find(b"\xff\xd9", at) >= 0
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a file, without the objects that Pillow puts into its messages."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    said = " ".join(str(error).split()).split(" <")[0].split(" '")[0].rstrip(".:")
+    return said or type(error).__name__
+
+
+def _size(path: str) -> Optional[Tuple[int, int]]:
+    """Of an image, from its header; None where it cannot be read, which is found out when it is needed."""
+    if not os.path.isfile(path):
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                return image.size
+    except Exception:  # as in _read
+        return None
+
+
+def _allowing(count: int, images: int) -> str:
+    """A fraction of the images, rounded up, that allows ``count`` of them."""
+    return f"{-(-count * 10_000 // images) / 10_000:g}"
+
+
+#: What a data set raises for an image it cannot read; the last ones come from data sets that read by themselves.
+_CANNOT_BE_READ = (_Unreadable, OSError, SyntaxError, Image.DecompressionBombError)
