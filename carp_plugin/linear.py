@@ -22,7 +22,6 @@ from rich.table import Table
 from carp_plugin import register
 from carp_plugin.config import plain
 from carp_plugin.convolutions import use_one_pixel_convolutions
-from carp_plugin.data.epochs import TracksEpoch
 from carp_plugin.data.labelled import LabelledData, labelled_data
 from carp_plugin.data.loaders import say_bad_images
 from carp_plugin.devices import is_main_process
@@ -120,7 +119,7 @@ class LinearRun(TrainingRun):
         data: LabelledData,
         plan: Plan,
     ) -> None:
-        super().__init__(cfg, model, plan, folder=Path(cfg.checkpoint.dir) / "linear")
+        super().__init__(cfg, model, plan, data.train, folder=Path(cfg.checkpoint.dir) / "linear")
         self.pretrained, self.data = pretrained, data
         self.frozen = fingerprint(self._backbone_state())
 
@@ -146,13 +145,6 @@ class LinearRun(TrainingRun):
         say(closing(summary))
         self.write(summary)
         return {**summary, "correct": hits[:, 0].tolist(), "epochs": self.history.epochs}
-
-    def callbacks(self) -> List[Callback]:
-        """Those of every run, and the place in the training order."""
-        own: List[Callback] = []
-        if self.data.order is not None:
-            own.append(TracksEpoch(self.data.order, self.cfg.optimizer.batch_size))
-        return [*own, *super().callbacks()]
 
     def _continue_from(self, path: Path) -> None:
         """Checks that a run was on the same backbone.

@@ -19,7 +19,6 @@ from carp_plugin.callbacks.finite import FiniteLoss
 from carp_plugin.callbacks.momentum import ResumeMomentum
 from carp_plugin.config import checked, plain
 from carp_plugin.convolutions import use_one_pixel_convolutions
-from carp_plugin.data.epochs import EpochOrder, TracksEpoch
 from carp_plugin.data.loaders import (
     count_files,
     labelled_loaders,
@@ -85,13 +84,27 @@ def build_model(cfg: DictConfig) -> LightningModule:
     """The method, built by the host.
 
     Raises:
-        UserError: a key of ``method_kwargs`` that the method needs is missing.
+        UserError: a key of ``method_kwargs`` that the method needs is missing, or a value that it cannot be built with.
     """
     try:
         model = METHODS[cfg.method](cfg)
     except ConfigAttributeError as error:
         raise UserError(
             f"{error.full_key} is missing from the configuration; {cfg.method} needs it."
+        ) from error
+    except (
+        ArithmeticError,
+        AssertionError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        # The host's constructors take settings unseen and fail wherever they first do not fit; memory too is one.
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"{cfg.method} on {cfg.backbone.name} cannot be built with these settings ({reason}); check method_kwargs "
+            "and backbone.kwargs."
         ) from error
     make_contiguous(model)
     if cfg.accelerator == "cpu":
@@ -130,6 +143,7 @@ class Run(TrainingRun):
             cfg,
             model,
             plan,
+            train,
             folder=Path(cfg.checkpoint.dir) / cfg.method,
             measure=KnnCurve(self.evaluator, frequency),
         )
@@ -209,14 +223,7 @@ class Run(TrainingRun):
     def callbacks(self) -> List[Callback]:
         """Those of every run, the momentum's place on its schedule, and the pictures that are asked for."""
         cfg = self.cfg
-        callbacks: List[Callback] = [ResumeMomentum()]
-        order = getattr(self.train, "sampler", None)  # DALI has its own
-        if isinstance(order, EpochOrder):
-            callbacks.append(TracksEpoch(order, cfg.optimizer.batch_size))
-        callbacks.append(FiniteLoss(self.checkpointer))
-        if omegaconf_select(cfg, "collapse.enabled", True):
-            callbacks.append(self.monitor)  # before the history, which keeps its metrics
-        callbacks += super().callbacks()
+        callbacks: List[Callback] = [ResumeMomentum(), *super().callbacks()]
         if omegaconf_select(cfg, "auto_umap.enabled", False):
             if AutoUMAP is None:
                 raise UserError(

@@ -23,10 +23,12 @@ from carp_plugin.callbacks.history import History, Measure, write_json
 from carp_plugin.callbacks.interrupt import Stopped, StopsInPeace
 from carp_plugin.callbacks.randomness import SeedsSteps
 from carp_plugin.config import plain
+from carp_plugin.data.epochs import TracksEpoch, training_order
 from carp_plugin.devices import is_main_process
 from carp_plugin.errors import UserError
 from carp_plugin.evaluation.state import place_in_name
 from carp_plugin.host import omegaconf_select
+from carp_plugin.launchers import another_ended
 from carp_plugin.report import Plan, say
 from carp_plugin.resume import run_to_resume
 
@@ -38,6 +40,7 @@ class TrainingRun:
         cfg: parsed configuration.
         model: what is trained.
         plan: the numbers of the run.
+        train: training loader, or a DALI data module.
         folder: where its checkpoints go, each run in a folder of its own.
         measure: further metrics at the end of an epoch; see :class:`History`.
     """
@@ -47,6 +50,7 @@ class TrainingRun:
         cfg: DictConfig,
         model: LightningModule,
         plan: Plan,
+        train: Any,
         folder: Path,
         measure: Optional[Measure] = None,
     ) -> None:
@@ -57,6 +61,9 @@ class TrainingRun:
             self.checkpointer = Checkpointer(
                 cfg, folder, cfg.checkpoint.frequency, cfg.checkpoint.keep_prev, self.args
             )
+        self.place = TracksEpoch(
+            training_order(train, cfg.optimizer.batch_size), cfg.optimizer.batch_size
+        )
         self.history = History(self.checkpointer, measure)
         self.signals = StopsInPeace(
             self.checkpointer, omegaconf_select(cfg, "accumulate_grad_batches", 1) or 1
@@ -106,9 +113,9 @@ class TrainingRun:
         return found.checkpoint, found.wandb_run_id
 
     def callbacks(self) -> List[Callback]:
-        """Seeds, history, checkpointer, signals and, with wandb, the learning rate."""
+        """Place in the training images, seeds, history, checkpointer, signals and, with wandb, the learning rate."""
         # The history stands before the checkpointer, so that a checkpoint holds its own epoch.
-        callbacks: List[Callback] = [SeedsSteps(self.cfg.seed), self.history]
+        callbacks: List[Callback] = [self.place, SeedsSteps(self.cfg.seed), self.history]
         if self.checkpointer is not None:
             callbacks.append(self.checkpointer)
         callbacks.append(self.signals)
@@ -170,6 +177,7 @@ class TrainingRun:
 
         Raises:
             Stopped: after Ctrl-C or SIGTERM, with a sentence that says how to go on.
+            UserError: another process of the run has ended.
         """
         loaders: Dict[str, Any] = {"datamodule": train}
         if self.cfg.data.format != "dali":
@@ -183,6 +191,12 @@ class TrainingRun:
                 raise
             signum = self.signals.signal or signal.SIGINT
             raise Stopped(self._interrupted(trainer), signum) from None
+        except RuntimeError as error:
+            if trainer.world_size == 1 or not another_ended(error):
+                raise
+            raise UserError(
+                "another process of this run has ended, and with it this one; what it said tells why."
+            ) from error
 
     def last_checkpoint(self) -> Optional[Path]:
         """The newest checkpoint of this run: written by it, or the one it was resumed from."""

@@ -1,4 +1,4 @@
-"""Runs that are stopped and resumed: the same weights bit for bit, from the right run, from a checkpoint that is whole."""
+"""Runs that are stopped and resumed: the same weights bit for bit, from the right run, from a whole checkpoint."""
 
 import json
 import os

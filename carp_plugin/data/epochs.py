@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import signal
-from typing import Any, Dict, Iterator, Tuple
+from typing import Any, Callable, Dict, Iterator, Tuple, Union, cast
 
 import numpy as np
 import torch
@@ -78,17 +78,57 @@ class EpochAugmented(Dataset):
             torch.set_rng_state(states[2])
 
 
+class Forwarded:
+    """A loader that has an order of its own (DALI's), for a run resumed within an epoch.
+
+    It cannot begin there, so the batches before are loaded and thrown away: the epoch has as many as it should, but
+    not those that an uninterrupted run would have had. Attributes as those of :class:`EpochOrder`.
+
+    Args:
+        build: returns the loader, once there is one.
+        batch_size: images a batch and rank.
+    """
+
+    def __init__(self, build: Callable[[], Any], batch_size: int) -> None:
+        self._build, self.batch_size = build, batch_size
+        self.epoch, self.begin, self.rank, self.num_replicas = 0, (0, 0), 0, 1
+
+    def __len__(self) -> int:
+        return len(self._build())
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = iter(self._build())
+        if self.begin[0] == self.epoch:
+            for _ in range(self.begin[1] // self.batch_size):
+                next(batches)
+        yield from batches
+
+
+def training_order(train: Any, batch_size: int) -> Union[EpochOrder, Forwarded]:
+    """What decides on the images of an epoch.
+
+    Args:
+        train: a loader of :func:`epoch_loader`, or a DALI data module, which will serve its batches through it.
+        batch_size: images a batch and rank.
+    """
+    if isinstance(train, DataLoader):
+        return cast(EpochOrder, train.sampler)
+    forwarded = Forwarded(train.train_dataloader, batch_size)
+    train.train_dataloader = lambda: forwarded
+    return forwarded
+
+
 class TracksEpoch(Callback):
     """Tells the order where training is, and a resumed run's where the checkpoint was written.
 
     Stands before whatever writes checkpoints at the end of an epoch.
 
     Args:
-        order: of the training loader.
+        order: of the training images.
         batch_size: images a batch and rank.
     """
 
-    def __init__(self, order: EpochOrder, batch_size: int) -> None:
+    def __init__(self, order: Union[EpochOrder, Forwarded], batch_size: int) -> None:
         self.order, self.batch_size = order, batch_size
         self._next = {"epoch": 0, "batch": 0}
 
@@ -119,10 +159,8 @@ class TracksEpoch(Callback):
         self._next = {"epoch": trainer.current_epoch + 1, "batch": 0}
 
 
-def epoch_loader(
-    dataset: Dataset, batch_size: int, num_workers: int, seed: int
-) -> Tuple[DataLoader, EpochOrder]:
-    """A training loader, with the last, smaller batch dropped as the hosts do, and its order.
+def epoch_loader(dataset: Dataset, batch_size: int, num_workers: int, seed: int) -> DataLoader:
+    """A training loader, with the last, smaller batch dropped as the hosts do; its sampler is an :class:`EpochOrder`.
 
     Args:
         dataset: takes an index.
@@ -130,18 +168,16 @@ def epoch_loader(
         num_workers: processes that load images; 0 loads them in this one.
         seed: of orders and transforms.
     """
-    order = EpochOrder(len(dataset), seed)  # type: ignore[arg-type]
-    loader = DataLoader(
+    return DataLoader(
         EpochAugmented(dataset, seed),
         batch_size=batch_size,
-        sampler=order,
+        sampler=EpochOrder(len(dataset), seed),  # type: ignore[arg-type]
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
         drop_last=True,
         generator=torch.Generator(),  # or a loader would draw from the one that training draws from
         worker_init_fn=_leave_signals,
     )
-    return loader, order
 
 
 def _leave_signals(worker: int) -> None:

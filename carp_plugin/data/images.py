@@ -269,7 +269,12 @@ def _saying_dali(root: Path) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).partition("encountered:")[2].strip().partition("\n")[0] or "no reason"
+        reason = str(error).partition("encountered:")[2].strip().partition("\n")[0]
+        if "decode" not in str(error):
+            reason = reason or " ".join(str(error).split())[:200]
+            raise UserError(
+                f"DALI fails: {reason}; data.format=image_folder does without it."
+            ) from error
         raise ImageError(
             f"DALI cannot decode an image of {root} ({reason}){_first_bad(root)}; mend it or take it out, "
             "or set data.format=image_folder, which names every such image and goes on without a few of them."

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from carp_plugin.data.epochs import EpochOrder, epoch_loader
+from carp_plugin.data.epochs import epoch_loader
 from carp_plugin.data.images import NamesBadImages, naming_dali_failures
 from carp_plugin.data.loaders import (
     check_batch,
@@ -33,14 +33,12 @@ class LabelledData(NamedTuple):
     Attributes:
         train: loader of (images, labels), or the DALI data module.
         val: loader in the order of the data set.
-        order: of the training images; None with DALI.
         images: number of training images.
         val_images: number of validation images.
     """
 
     train: Any
     val: DataLoader
-    order: Optional[EpochOrder]
     images: int
     val_images: int
 
@@ -81,9 +79,9 @@ def labelled_data(cfg: DictConfig, pretraining: DictConfig) -> LabelledData:
     # The host's validation loader neither shuffles nor drops.
     val = prepare_classification_dataloaders(named, named, batch_size=size, num_workers=workers)[1]
     if cfg.data.format == "dali":
-        return LabelledData(_dali(cfg, val), val, None, len(train_set), len(val_set))
-    train, order = epoch_loader(named_train, size, workers, cfg.seed)
-    return LabelledData(train, val, order, len(train_set), len(val_set))
+        return LabelledData(_dali(cfg, val), val, len(train_set), len(val_set))
+    train = epoch_loader(named_train, size, workers, cfg.seed)
+    return LabelledData(train, val, len(train_set), len(val_set))
 
 
 def _warn_of_sizes(cfg: DictConfig, train: NamesBadImages, val: NamesBadImages) -> None:

@@ -72,7 +72,7 @@ def pretrain_loader(cfg: DictConfig) -> DataLoader:
     _check_shapes(cfg, named)
     crop = max(view.crop_size for view in cfg.augmentations)
     warn_of_sizes(named, crop, f"they are enlarged to views of {crop} px")
-    return epoch_loader(named, cfg.optimizer.batch_size, cfg.data.num_workers, cfg.seed)[0]
+    return epoch_loader(named, cfg.optimizer.batch_size, cfg.data.num_workers, cfg.seed)
 
 
 def pretrain_dali(cfg: DictConfig) -> pl.LightningDataModule:
@@ -250,6 +250,10 @@ def read_data(build: Callable[[], Any]) -> Any:
     """Builds a data set; what its files lack is the user's to mend."""
     try:
         return build()
+    except ValueError as error:  # of scikit-learn, which splits
+        raise UserError(
+            f"data.fraction leaves too few images: {' '.join(str(error).split()).rstrip('.')}."
+        ) from error
     except (OSError, RuntimeError) as error:  # missing, unreadable or not to be downloaded
         reason = " ".join(str(error).split())
         raise UserError(f"the data cannot be read: {reason[:300].rstrip('.')}.") from error

@@ -1,10 +1,13 @@
 """Order and augmentation of an epoch: functions of seed and epoch, and of nothing else."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset
 
-from carp_plugin.data.epochs import EpochOrder, epoch_loader
+from carp_plugin.data.epochs import EpochAugmented, EpochOrder, Forwarded, epoch_loader
 
 IMAGES = 11
 
@@ -19,9 +22,9 @@ class Drawing(Dataset):
         return index, torch.rand(())
 
 
-def served(epoch, seed=0, workers=0, disturb=0):
-    loader, order = epoch_loader(Drawing(), batch_size=4, num_workers=workers, seed=seed)
-    order.epoch = epoch
+def served(epoch, seed=0, workers=0, disturb=0, trained=0):
+    loader = epoch_loader(Drawing(), batch_size=4, num_workers=workers, seed=seed)
+    loader.sampler.epoch, loader.sampler.begin = epoch, (epoch, trained)
     torch.rand(disturb)
     return [(i, x) for batch in loader for i, x in zip(*(part.tolist() for part in batch))]
 
@@ -53,8 +56,49 @@ def test_epochs_and_seeds_differ_in_order_and_augmentation():
 
 
 def test_the_global_random_state_is_left_alone():
-    loader, _ = epoch_loader(Drawing(), batch_size=4, num_workers=0, seed=0)
+    loader = epoch_loader(Drawing(), batch_size=4, num_workers=0, seed=0)
     iterator = iter(loader)
     before = torch.get_rng_state()
     next(iterator)
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_resumed_within_an_epoch_gets_the_rest_of_it(workers):
+    assert served(epoch=3, workers=workers, trained=4) == served(epoch=3)[4:]
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_share_an_epoch_and_have_equally_many_images(ranks):
+    order, parts = EpochOrder(IMAGES, seed=0), []
+    for order.rank in range(ranks):
+        order.num_replicas = ranks
+        parts.append([index for _, index in order])
+        assert len(parts[-1]) == len(order) == IMAGES // ranks
+    assert len({index for part in parts for index in part}) == IMAGES // ranks * ranks
+
+
+def test_what_an_image_draws_is_its_own_with_every_generator():
+    class Drawn(Drawing):
+        def __getitem__(self, index):
+            return random.random(), np.random.rand(), torch.rand(()).item()
+
+    one, other = (EpochAugmented(Drawn(), seed=0) for _ in range(2))
+    assert one[0, 1] == other[0, 1]
+    assert not set(one[0, 1]) & set(one[0, 2]) and not set(one[0, 1]) & set(one[1, 1])
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    one[0, 3]
+    assert states == (
+        random.getstate(),
+        np.random.get_state()[1].tolist(),
+        torch.get_rng_state().tolist(),
+    )
+
+
+def test_a_loader_with_an_order_of_its_own_leaves_out_the_batches_that_were_trained():
+    loader = Forwarded(lambda: [0, 1, 2, 3], batch_size=2)
+    assert list(loader) == [0, 1, 2, 3] and len(loader) == 4
+    loader.epoch, loader.begin = 5, (5, 6)
+    assert list(loader) == [3]
+    loader.epoch = 6
+    assert list(loader) == [0, 1, 2, 3]
