@@ -60,8 +60,8 @@ demo: setup ## train CARP on the embedded photographs, on any machine (ARGS="max
 compare: setup ## compare CARP with BYOL, SwAV and Barlow Twins on the photographs, three seeds each: an hour on two cores
 	$(BIN) main_compare.py --config-name photos.yaml $(ARGS)
 
-test: setup ## run the tests (ARGS="tests/losses -k golden" picks some)
-	$(BIN) -m pytest --timeout=600 $(ARGS)
+test: setup ## run the tests (ARGS="tests/losses -k golden" picks some, -n0 in one process)
+	$(BIN) -m pytest --timeout=600 -n auto --maxprocesses=4 --dist=loadfile $(ARGS)
 
 lint: setup ## check style, format and types
 	$(BIN) -m ruff check .
@@ -95,7 +95,7 @@ $(VENV)/.complete: setup.cfg pyproject.toml constraints.txt
 	fi
 	@versions=$$($(BIN) -c 'import sys; print("-c constraints.txt" if sys.version_info >= (3, 11) else "")') && \
 	$(PIP) install $$versions wheel "setuptools<81" && \
-	$(PIP) install $$versions --no-build-isolation -e ".[dev,dali]" || { \
+	$(PIP) install $$versions --no-build-isolation -e ".[dev,dali,slurm]" || { \
 	    echo "The installation did not finish: pip says why above, and what it calls a conflict is most often a package index that" \
 	        "was not reached. Check the network, then run the same make again." >&2; \
 	    exit 1; \

@@ -1,4 +1,4 @@
-"""Which earlier run a run goes on from: the newest of the very same settings, and of it the newest checkpoint that is whole."""
+"""Which earlier run a run goes on from: the newest of the very same settings, and its newest whole checkpoint."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader

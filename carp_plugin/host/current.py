@@ -85,7 +85,8 @@ BACKBONES = BaseMethod._BACKBONES
 
 _linear.accuracy_at_k = within_classes(_linear.accuracy_at_k)
 
-# The host's resumer ignores what makes two runs of a method different; it compares these as well.
+# Of the checkout's own main_pretrain.py, for carp_plugin has a resumer that compares everything: the host's ignores what
+# makes two runs of a method different; it compares these as well.
 AutoResumer.SHOULD_MATCH = AutoResumer.SHOULD_MATCH + [
     key for key in RESUME_MUST_MATCH if key not in AutoResumer.SHOULD_MATCH
 ]
@@ -104,7 +105,6 @@ def method_keys(name: str) -> Set[str]:
 
 
 __all__ = [
-    "AutoResumer",
     "AutoUMAP",
     "BACKBONES",
     "BaseMethod",

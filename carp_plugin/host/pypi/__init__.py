@@ -3,7 +3,7 @@
 1.0.2 takes argparse keywords, calls the backbone ``encoder``, and was written for pytorch_lightning 1.4
 and lightning-bolts. ``imports`` lets it be imported, ``config`` parses a cfg, ``optim`` holds optimizer and
 schedule, ``methods`` and ``linear`` build its modules from a cfg, ``data`` and ``dali`` its transforms and
-data sets, ``runs`` its checkpointer and resumer.
+data sets, ``runs`` its checkpointer.
 """
 
 from carp_plugin.host.pypi.imports import mend_whitening, solo_importable
@@ -46,10 +46,9 @@ from carp_plugin.host.pypi.methods import (  # noqa: E402
     method_keys,
 )
 from carp_plugin.host.pypi.optim import LARS, LinearWarmupCosineAnnealingLR  # noqa: E402
-from carp_plugin.host.pypi.runs import AutoResumer, AutoUMAP, Checkpointer  # noqa: E402
+from carp_plugin.host.pypi.runs import AutoUMAP, Checkpointer  # noqa: E402
 
 __all__ = [
-    "AutoResumer",
     "AutoUMAP",
     "BACKBONES",
     "BaseMethod",

@@ -1,19 +1,15 @@
-"""solo-learn 1.0.2's checkpointer, resumer and UMAP callback with the current arguments."""
+"""solo-learn 1.0.2's checkpointer and UMAP callback with the current arguments."""
 
 from __future__ import annotations
 
 import json
 from argparse import Namespace
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, List, Optional, Tuple, Union
+from typing import Any, Union
 
-import solo.utils.auto_resumer as _auto_resumer
 import solo.utils.checkpointer as _checkpointer
 from omegaconf import DictConfig, OmegaConf
 
-from carp_plugin.host.common import RESUME_MUST_MATCH
-from carp_plugin.host.pypi.config import omegaconf_select
 
 
 class Checkpointer(_checkpointer.Checkpointer):
@@ -54,53 +50,6 @@ class Checkpointer(_checkpointer.Checkpointer):
             if not self.keep_previous_checkpoints:
                 Path(self.last_ckpt).unlink(missing_ok=True)
         self.last_ckpt = path
-
-
-class AutoResumer(_auto_resumer.AutoResumer):
-    """Finds the newest checkpoint whose run has the same settings.
-
-    Args:
-        checkpoint_dir: where runs lie.
-        max_hours: how old a checkpoint may be.
-    """
-
-    SHOULD_MATCH: List[str] = [
-        "name",
-        "backbone",
-        "method",
-        "data.dataset",
-        "max_epochs",
-        "optimizer.name",
-        "optimizer.batch_size",
-        "optimizer.lr",
-        "optimizer.weight_decay",
-        "wandb.project",
-        "wandb.entity",
-        *RESUME_MUST_MATCH,
-    ]
-
-    def find_checkpoint(self, cfg: DictConfig) -> Tuple[Optional[Path], Optional[str]]:
-        """Looks for a checkpoint of this configuration.
-
-        Args:
-            cfg: the parsed configuration, defaults and all.
-
-        Returns:
-            The checkpoint and the id of its wandb run, each None where there is none.
-        """
-        young = Path(self.checkpoint_dir).rglob("*.ckpt")
-        for path in sorted(young, key=lambda found: found.stat().st_ctime, reverse=True):
-            age = timedelta(seconds=_auto_resumer.datetime.now().timestamp() - path.stat().st_ctime)
-            args = path.parent / "args.json"
-            if age > self.max_hours or not args.is_file():
-                continue
-            other = OmegaConf.create(json.loads(args.read_text()))
-            if all(
-                omegaconf_select(other, key) == omegaconf_select(cfg, key)
-                for key in self.SHOULD_MATCH
-            ):
-                return path, omegaconf_select(other, "wandb_run_id")
-        return None, None
 
 
 try:
