@@ -35,10 +35,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import Function
 
-# Bytes of student logits held at a time. On a CPU the chunk and its copies should stay in the cache;
-# an accelerator wants few, large kernels and few all-reduces.
-CHUNK_BYTES_CPU = 4 * 2**20
-CHUNK_BYTES_ACCELERATOR = 64 * 2**20
+# Bytes of all that is held for a chunk of blocks (`_blocks_per_chunk`). On a CPU they should stay in the
+# cache; an accelerator wants few, large kernels and few all-reduces.
+CHUNK_BYTES_CPU = 24 * 2**20
+CHUNK_BYTES_ACCELERATOR = 384 * 2**20
 
 Weights = Tuple[Union[float, Tensor], Union[float, Tensor]]
 
@@ -467,8 +467,17 @@ def _may_look(tensor: Tensor) -> bool:
 
 
 def _blocks_per_chunk(layout: _Layout, z_RD: Tensor) -> int:
-    limit = CHUNK_BYTES_CPU if z_RD.device.type == "cpu" else CHUNK_BYTES_ACCELERATOR
-    return max(1, limit // (z_RD.shape[0] * layout.block_size * z_RD.element_size()))
+    """C, the blocks of a chunk: as many as the memory target has room for, at least one, at most P.
+
+    A prototype of a chunk takes a logit and a probability in each of the V + 2 streams of N images, their
+    product with up to two teacher views, and three rows of D: the student's, the teacher's, the gradient.
+    So the pass needs the target, whatever N * K is, until one block alone is larger: B = 65,536 at N = 512
+    takes 1.5 GB. Blocks are not split, since a softmax needs its whole row.
+    """
+    per_prototype = layout.images * (2 * (layout.views + 2) + 2) + 3 * z_RD.shape[1]
+    target = CHUNK_BYTES_CPU if z_RD.device.type == "cpu" else CHUNK_BYTES_ACCELERATOR
+    fitting = target // (per_prototype * layout.block_size * z_RD.element_size())
+    return min(max(1, fitting), layout.blocks)
 
 
 def _prepare(

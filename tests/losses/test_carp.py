@@ -471,7 +471,7 @@ def test_fused_equals_plain_for_any_shape_and_chunk(
 ):
     args = problem(views, images, 5, size * blocks, seed, scale=scale)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "CHUNK_BYTES_CPU", per_chunk * views * images * size * 8)
+        patch.setattr(module, "_blocks_per_chunk", lambda layout, z_RD: per_chunk)
         fused = [evaluate(args, size, call, True) for call in ("objective", "terms")]
     expected = evaluate(args, size, "terms", False)
     largest = max(gradient.abs().max().item() for gradient in (*expected[1], expected[2]))
@@ -673,7 +673,7 @@ def test_the_form_for_accelerators_equals_the_form_for_cpus(dtype, monkeypatch):
 @pytest.mark.parametrize("call", ["objective", "terms"])
 def test_no_tensor_of_all_images_and_prototypes_exists(call, monkeypatch):
     images, dim, prototypes, size = 32, 4, 512, 8
-    monkeypatch.setattr(module, "CHUNK_BYTES_CPU", 2 * images * size * 8)
+    monkeypatch.setattr(module, "_blocks_per_chunk", lambda layout, z_RD: 2)
     args = problem(images=images, dim=dim, prototypes=prototypes)
     with Watch() as watch:
         evaluate(args, size, call, True)

@@ -44,7 +44,7 @@ def test_in_one_block_no_output_is_cheaper(B, c, e):
         start = torch.randn(B, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         logits = (start * (0.1 + seed % 4)).requires_grad_()
         solver = torch.optim.LBFGS(
-            [logits], max_iter=300, tolerance_grad=1e-12, tolerance_change=0, line_search_fn="strong_wolfe"
+            [logits], max_iter=300, tolerance_grad=1e-12, tolerance_change=1e-14, line_search_fn="strong_wolfe"
         )
 
         def closure():
@@ -58,28 +58,28 @@ def test_in_one_block_no_output_is_cheaper(B, c, e):
     assert collapse_values(B, c, e, num_prototypes=B).constant.loss == pytest.approx(min(found), abs=1e-6)
 
 
-@pytest.mark.parametrize("B, K, c, e", [(8, 64, 1, 1), (16, 64, 1, 2), (32, 256, 1, 1)])
+@pytest.mark.parametrize("B, K, c, e", [(8, 64, 1, 1), (16, 64, 1, 2)])
 def test_over_drawn_blocks_hardly_any_output_is_cheaper(B, K, c, e):
     """Free optimisation of all K logits over freshly drawn partitions gains about 1 % on the two values of the logits."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(K, generator=generator).requires_grad_()
     solver = torch.optim.Adam([logits], lr=0.05)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(solver, 800)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(solver, 400)
 
     def loss(partitions):
-        order = torch.stack([torch.randperm(K, generator=generator) for _ in range(partitions)])
+        order = torch.rand(partitions, K, generator=generator).argsort(dim=1)
         log_p = logits[order].view(partitions, -1, B).log_softmax(-1)
         consistency = -torch.logsumexp(2 * log_p, -1)
         gap = math.log(B) + (log_p.exp() * log_p).sum(-1)
         return (c * consistency + e * gap).mean()
 
-    for _ in range(800):
+    for _ in range(400):
         solver.zero_grad()
-        loss(16).backward()
+        loss(8).backward()
         solver.step()
         schedule.step()
     with torch.no_grad():
-        found = loss(4000).item()
+        found = loss(2000).item()
     value = collapse_values(B, c, e, num_prototypes=K).constant.loss
     assert 0.98 * value < found < 1.02 * value
 
@@ -123,7 +123,8 @@ def test_what_does_not_fit_is_said(arguments):
         (math.log(64), 0.0, 0.0, "uniform"),
         (0.0, math.log(64), 0.0, "one-hot"),
         (1.46, 1.30, 0.001, "constant"),
-        (1.60, 1.20, 0.15, "constant"),  # some information left, but most of what is sharp is shared
+        (1.60, 1.20, 0.15, "constant"),  # some information left, but what is sharp is shared
+        (1.60, 1.20, 1.50, None),  # as far, but images are told apart
         (4.12, 0.02, 0.05, None),  # an untrained network
         (2.80, 0.15, 1.60, None),  # a healthy one
         (0.30, 0.60, 3.20, None),  # sharp
@@ -141,7 +142,9 @@ def test_fewer_images_than_prototypes_are_no_collapse_when_each_has_its_own():
     fits = {"partition_size": B, "images": images, "values": collapse_values(B, num_prototypes=B)}
     gap = math.log(B / images)
     assert diagnose(0.0, gap, math.log(images), **fits) is None
-    assert diagnose(0.0, gap + math.log(images / 2), math.log(2), **fits) == "constant"
+    # half of them share one prototype, or all but two: the second is a collapse
+    assert diagnose(0.0, gap + math.log(2), math.log(images / 2), **fits) is None
+    assert diagnose(0.0, gap + math.log(images / 2), math.log(2), **fits) == "one-hot"
 
 
 def test_a_block_of_one_prototype_has_no_verdict():
