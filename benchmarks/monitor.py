@@ -13,6 +13,7 @@ too, in the steps with. Budget: 2 % for the monitor.
 from __future__ import annotations
 
 import argparse
+import logging
 import statistics
 import sys
 import tempfile
@@ -81,7 +82,12 @@ class TakingTurns(Callback):
         self.on, self.steps = False, defaultdict(list)
         self.parts: Dict[str, List[float]] = defaultdict(list)
         module.watch = self._timed("monitor", module.watch, without={})
-        for name in ("on_train_batch_start", "on_train_batch_end", "_see_features", "_see_embeddings"):
+        for name in (
+            "on_train_batch_start",
+            "on_train_batch_end",
+            "_see_features",
+            "_see_embeddings",
+        ):
             setattr(monitor, name, self._timed("monitor", getattr(monitor, name)))
         for name in ("on_train_batch_start", "on_before_backward", "on_before_optimizer_step"):
             setattr(guard, name, self._timed("guard", getattr(guard, name)))
@@ -176,8 +182,17 @@ def measure(size: Size, steps: int, warm_up: int, folder: Path) -> Dict[str, Any
 
 def table(results: Dict[str, Any]) -> Table:
     """Milliseconds and shares."""
-    shown = Table(title=f"share of CARP's training step, {torch.get_num_threads()} threads, medians")
-    columns = ("step without, ms", "with, ms", "monitor", "guard", "both, side by side", "once an epoch, ms")
+    shown = Table(
+        title=f"share of CARP's training step, {torch.get_num_threads()} threads, medians"
+    )
+    columns = (
+        "step without, ms",
+        "with, ms",
+        "monitor",
+        "guard",
+        "both, side by side",
+        "once an epoch, ms",
+    )
     shown.add_column("size")
     for column in columns:
         shown.add_column(column, justify="right")
@@ -202,6 +217,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("monitor_benchmark.json"))
     args = parser.parse_args()
     silence_third_parties()
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     register()
     results = {}
     for name in args.sizes:
@@ -211,9 +227,13 @@ def main() -> None:
     host = {key: value for key, value in HOST.as_dict().items() if key != "location"}
     written = {"host": host, "threads": torch.get_num_threads(), "budget": BUDGET, "sizes": results}
     write_json(args.json, written)
-    say(f"monitor within {BUDGET:.0%}: " + ", ".join(
-        f"{name} {'yes' if result['shares']['monitor'] <= BUDGET else 'NO'}" for name, result in results.items()
-    ))
+    say(
+        f"monitor within {BUDGET:.0%}: "
+        + ", ".join(
+            f"{name} {'yes' if result['shares']['monitor'] <= BUDGET else 'NO'}"
+            for name, result in results.items()
+        )
+    )
     say(f"written to {args.json}")
 
 

@@ -260,7 +260,13 @@ def exists(key: str, value: Any, test: Any, what: str) -> Path:
         UserError: it does not.
     """
     path = Path(str(value))
-    if not test(path):
+    try:
+        found = test(path)
+    except OSError as error:  # a name that is too long, or a folder that may not be entered
+        raise UserError(
+            f"{key}={str(value)[:80]} cannot be looked at ({error.strerror}); give {what} that exists."
+        ) from None
+    if not found:
         here = "" if path.is_absolute() else f" (from {Path.cwd()})"
         state = "is not " + what if path.exists() else "does not exist"
         raise UserError(f"{key}={value} {state}{here}; give {what} that exists as {key}=PATH.")

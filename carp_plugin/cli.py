@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import re
 import sys
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, Iterator, List, Optional
+from typing import Callable, Iterator, List, NoReturn, Optional
 
+import yaml
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
     MissingConfigException,
     OverrideParseException,
 )
+from hydra.main import get_args_parser
 from omegaconf.errors import OmegaConfBaseException
 
 from carp_plugin.errors import UserError, did_you_mean
+from carp_plugin.launchers import has_the_say, is_first_of_node
 
 
 def guarded(
@@ -47,6 +51,8 @@ def guarded(
         _leave(f"error: the override {error.override!r} cannot be read; expected KEY=VALUE.", 2)
     except ConfigCompositionException as error:
         _leave(f"error: {_bad_override(error, keys_of)}", 2)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        _leave(f"error: {_unreadable(error)}", 2)
     except (HydraException, OmegaConfBaseException) as error:
         _leave(f"error: {' '.join(str(error).split())}", 2)
 
@@ -60,9 +66,12 @@ def saying_mistakes() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        _leave(str(interrupt) or "interrupted.", getattr(interrupt, "code", 130))
+        said = str(interrupt) or "interrupted."
+        _leave(said if is_first_of_node() else "", getattr(interrupt, "code", 130))
     except UserError as error:
         _leave(f"error: {_own_sentence(error)}", 2)
+    except OmegaConfBaseException as error:  # a value that refers to what is not there
+        _leave(f"error: {' '.join(str(error).split())}", 2)
 
 
 def silence_third_parties() -> None:
@@ -74,12 +83,17 @@ def silence_third_parties() -> None:
         ".*LeafSpec.* is deprecated.*",
         ".*your dataloader is not resumable.*",  # ours is, by the order that it takes images in
         ".*lr_scheduler.step.* before .*optimizer.step.*",
+        "Grad strides do not match bucket view strides",
     ):
         warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # greets from every process
 
 
 def _leave(message: str, code: int) -> None:
-    print(message, file=sys.stderr)
+    # What the user typed may hold line breaks and commands to the terminal.
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+    if shown and has_the_say():
+        print(shown, file=sys.stderr)
     sys.exit(code)
 
 
@@ -105,6 +119,12 @@ def _config_dir(default_dir: str) -> Path:
     return Path(sys.argv[0]).resolve().parent / named
 
 
+def _refused_flags(message: str) -> NoReturn:
+    raise UserError(
+        f"{message}; settings are given as KEY=VALUE, flags are listed by --hydra-help."
+    )
+
+
 def _configs(folder: Path) -> List[str]:
     return sorted(path.name for path in folder.glob("*.y*ml"))
 
@@ -116,6 +136,9 @@ def _config_is_named(default_dir: str) -> None:
         for argument in sys.argv
     ):
         return
+    parser = get_args_parser()
+    parser.error = _refused_flags  # type: ignore[method-assign]
+    parser.parse_args()
     folder = _config_dir(default_dir)
     if not folder.is_dir():
         raise UserError(f"the configuration folder {folder} does not exist; check --config-path.")
@@ -129,6 +152,16 @@ def _config_is_named(default_dir: str) -> None:
 def _missing_config(error: MissingConfigException, default_dir: str) -> str:
     name, folder = str(error.missing_cfg_file), _config_dir(default_dir)
     return f"there is no configuration {name!r} in {folder}{did_you_mean(name, _configs(folder))}"
+
+
+def _unreadable(error: Exception) -> str:
+    """Where a configuration file is no YAML."""
+    name = _option("--config-name", "-cn")
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    file = mark.name if mark else f"{name} (or one that it takes in)"
+    where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    reason = problem or " ".join(str(error).split())
+    return f"the configuration {file} is no YAML{where}: {reason}; mend it there."
 
 
 def _bad_override(error: ConfigCompositionException, keys_of: str) -> str:

@@ -36,8 +36,8 @@ def check_launcher(devices: int, nodes: int) -> None:
             )
         if (int(tasks or 1), slurm_nodes) != (devices, nodes):
             raise UserError(
-                f"SLURM runs {tasks or 1} task a node on {slurm_nodes} node{'s' * (slurm_nodes != 1)}, but devices "
-                f"and num_nodes say {devices} on {nodes}; srun must start one task a device: use "
+                f"SLURM has tasks-per-node={tasks or 1} and nodes={slurm_nodes}, but the configuration devices="
+                f"{devices} and num_nodes={nodes}; srun must start one task a device: use "
                 f"--nodes={nodes} --ntasks-per-node={devices}, or devices={tasks or 1} num_nodes={slurm_nodes}."
             )
 

@@ -221,9 +221,12 @@ class Run(TrainingRun):
         return rows
 
     def callbacks(self) -> List[Callback]:
-        """Those of every run, the momentum's place on its schedule, and the pictures that are asked for."""
+        """Those of every run, what watches this one, the momentum's place, and the pictures that are asked for."""
         cfg = self.cfg
-        callbacks: List[Callback] = [ResumeMomentum(), *super().callbacks()]
+        callbacks: List[Callback] = [ResumeMomentum(), FiniteLoss(self.checkpointer)]
+        if omegaconf_select(cfg, "collapse.enabled", True):
+            callbacks.append(self.monitor)  # before the history, which keeps its metrics
+        callbacks += super().callbacks()
         if omegaconf_select(cfg, "auto_umap.enabled", False):
             if AutoUMAP is None:
                 raise UserError(

@@ -74,7 +74,7 @@ def list_of(item: Value, length: Optional[int] = None) -> Value:
             return False
         return len(value) > 0 and all(map(item.fits, value))
 
-    return Value(f"a list of {f'{length} items, each ' if length else ''}{item.what}", fits)
+    return Value(f"a list of {f'{length} ' if length else ''}items, each {item.what}", fits)
 
 
 def or_null(value: Value) -> Value:
@@ -102,6 +102,26 @@ _DEVICES = Value(
     and re.fullmatch(r"-1|\d{1,4}", str(value)) is not None,
 )  # fmt: skip
 
+_SWITCHES_OF_OPTIMIZERS = (
+    "nesterov clip_lr exclude_bias_n_norm amsgrad capturable decoupled_weight_decay differentiable foreach fused "
+    "maximize"
+)
+_WHOLE_IN_METHODS = (
+    "proj_hidden_dim proj_output_dim pred_hidden_dim kmeans_iters sk_iters whitening_size whitening_iters "
+    "decoder_depth decoder_embed_dim decoder_num_heads"
+)
+_POSITIVE_IN_METHODS = (
+    "temperature temperature_q temperature_k student_temperature teacher_temperature warmup_teacher_temperature "
+    "scale_loss sk_epsilon"
+)
+_WEIGHTS_IN_METHODS = "lamb sim_loss_weight var_loss_weight cov_loss_weight clip_grad whitening_eps"
+_STEPS = "grayscale gaussian_blur solarization equalization horizontal_flip"
+
+
+def _each(node: str, keys: str, value: Value) -> Dict[str, Value]:
+    return {f"{node}.{key}": value for key in keys.split()}
+
+
 #: Keys of every training, the trainer's among them.
 RUN: Dict[str, Value] = {
     "name": FILE_NAME,
@@ -117,13 +137,10 @@ RUN: Dict[str, Value] = {
     "optimizer.kwargs": or_null(NODE),
     "optimizer.kwargs.momentum": number(0, 1),
     "optimizer.kwargs.dampening": number(0, 1),
-    "optimizer.kwargs.nesterov": SWITCH,
     "optimizer.kwargs.betas": list_of(number(0, 1, without=1), 2),
     "optimizer.kwargs.eps": number(0),
     "optimizer.kwargs.eta": number(0),
-    "optimizer.kwargs.clip_lr": SWITCH,
-    "optimizer.kwargs.exclude_bias_n_norm": SWITCH,
-    "optimizer.kwargs.amsgrad": SWITCH,
+    **_each("optimizer.kwargs", _SWITCHES_OF_OPTIMIZERS, or_null(SWITCH)),
     "scheduler": NODE,
     "scheduler.name": TEXT,
     "scheduler.min_lr": number(0),
@@ -169,9 +186,9 @@ RUN: Dict[str, Value] = {
     "num_nodes": whole(1, 10_000),
     "precision": or_null(either(TEXT, whole(1))),
     "fast_dev_run": SWITCH,
-    "max_epochs": whole(1, 10**6),
-    "min_epochs": or_null(whole(1, 10**6)),
-    "max_steps": whole(-1),
+    "max_epochs": whole(1),
+    "min_epochs": or_null(whole(1)),
+    "max_steps": either(whole(1), Value("-1 for no limit", lambda value: value == -1)),
     "min_steps": or_null(whole(1)),
     "max_time": or_null(
         Value("a time as DD:HH:MM:SS", lambda v: bool(re.fullmatch(r"\d+:\d\d:\d\d:\d\d", str(v))))
@@ -208,54 +225,17 @@ PRETRAIN: Dict[str, Value] = {
     **RUN,
     "method": TEXT,
     "method_kwargs": or_null(NODE),
-    **{
-        f"method_kwargs.{key}": whole(1)
-        for key in (
-            "proj_hidden_dim",
-            "proj_output_dim",
-            "pred_hidden_dim",
-            "kmeans_iters",
-            "whitening_size",
-            "whitening_iters",
-            "sk_iters",
-            "decoder_depth",
-            "decoder_embed_dim",
-            "decoder_num_heads",
-        )
-    },
+    **_each("method_kwargs", _WHOLE_IN_METHODS, whole(1)),
     "method_kwargs.num_prototypes": either(whole(1), list_of(whole(1))),
     "method_kwargs.queue_size": whole(0),
     "method_kwargs.epoch_queue_starts": whole(0),
     "method_kwargs.freeze_prototypes_epochs": whole(0),
     "method_kwargs.warmup_teacher_temperature_epochs": whole(0),
-    **{
-        f"method_kwargs.{key}": number(0, without=0)
-        for key in (
-            "temperature",
-            "temperature_q",
-            "temperature_k",
-            "student_temperature",
-            "teacher_temperature",
-            "warmup_teacher_temperature",
-            "scale_loss",
-            "sk_epsilon",
-        )
-    },
-    **{
-        f"method_kwargs.{key}": number(0)
-        for key in (
-            "lamb",
-            "sim_loss_weight",
-            "var_loss_weight",
-            "cov_loss_weight",
-            "clip_grad",
-            "whitening_eps",
-        )
-    },
-    **{
-        f"method_kwargs.{key}": SWITCH
-        for key in ("iternorm", "norm_last_layer", "norm_pix_loss", "use_bn_in_head")
-    },
+    **_each("method_kwargs", _POSITIVE_IN_METHODS, number(0, without=0)),
+    **_each("method_kwargs", _WEIGHTS_IN_METHODS, number(0)),
+    **_each(
+        "method_kwargs", "iternorm norm_last_layer norm_pix_loss supervised use_bn_in_head", SWITCH
+    ),
     "method_kwargs.freeze_last_layer": either(SWITCH, whole(0)),
     "method_kwargs.mask_ratio": _PROBABILITY,
     "momentum": or_null(NODE),
@@ -296,17 +276,8 @@ AUGMENTATION: Dict[str, Value] = {
     "color_jitter.contrast": number(0),
     "color_jitter.saturation": number(0),
     "color_jitter.hue": number(0, 0.5),
-    **{
-        key: value
-        for step in (
-            "grayscale",
-            "gaussian_blur",
-            "solarization",
-            "equalization",
-            "horizontal_flip",
-        )
-        for key, value in ((step, NODE), (f"{step}.prob", _PROBABILITY))
-    },
+    **dict.fromkeys(_STEPS.split(), NODE),
+    **dict.fromkeys((f"{step}.prob" for step in _STEPS.split()), _PROBABILITY),
     "crop_size": whole(1, _CROP),
     "num_crops": whole(1, 100),
     "mean": list_of(number(-_LARGEST, _LARGEST), 3),

@@ -1,23 +1,62 @@
 """Run a function on several gloo ranks, one process each, and bring back what every rank returns.
 
 A rank that raises, dies or hangs fails the caller: nothing counts as a pass because it did not answer.
+:class:`Collectives` watches what the ranks send each other.
 """
 
 import multiprocessing
+import os
 import pickle
 import time
 import traceback
 from datetime import timedelta
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any, Callable, List
+from typing import Any, Callable, List, NamedTuple
 
 import torch
 import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 class RankError(RuntimeError):
     """A rank raised or died; the message holds its traceback."""
+
+
+class Collective(NamedTuple):
+    """One call that sends tensors between ranks."""
+
+    name: str  # of the operator: c10d's, such as "allreduce_", or a functional one's, such as "all_reduce"
+    elements: int  # of the tensors handed over
+    bytes: int
+
+
+class Collectives(TorchDispatchMode):
+    """While entered, notes in ``calls`` every collective of this process, whoever makes it and however.
+
+    It watches torch's dispatcher, below `torch.distributed`, its functional twin and DistributedDataParallel's
+    gradient buckets alike: all of them end there, in forward and in backward.
+    """
+
+    NAMESPACES = ("c10d", "_c10d_functional", "_c10d_functional_autograd", "symm_mem")
+    LOCAL = ("wait_tensor", "_wrap_tensor_autograd")  # operators of those that send nothing
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: List[Collective] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if func.namespace in self.NAMESPACES and name not in self.LOCAL:
+            tensors = tree_leaves(args[0])
+            elements = [tensor.numel() for tensor in tensors]
+            size = [tensor.numel() * tensor.element_size() for tensor in tensors]
+            self.calls.append(Collective(name, sum(elements), sum(size)))
+        return func(*args, **(kwargs or {}))
 
 
 def run_on_ranks(
@@ -34,7 +73,7 @@ def run_on_ranks(
         RankError: a rank raised or ended without a result.
         TimeoutError: not all ranks answered in time.
     """
-    context = multiprocessing.get_context("spawn")
+    context = _fork_server()
     store = folder / f"store-{world_size}-{time.monotonic_ns()}"
     receivers, processes = [], []
     try:
@@ -60,6 +99,19 @@ def run_on_ranks(
             process.join()
         for receiver in receivers:
             receiver.close()
+
+
+def _fork_server() -> Any:
+    """A context whose processes are forked from a server that has imported the heavy packages, once for all ranks."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["carp_plugin.host", "lightning.pytorch"])
+    path = os.environ.get("PYTHONPATH")
+    try:  # the server knows of sys.path what the environment says
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([path] if path else [])])
+        forkserver.ensure_running()
+    finally:
+        os.environ.pop("PYTHONPATH") if path is None else os.environ.update(PYTHONPATH=path)
+    return context
 
 
 def _collect(receivers: list, deadline: float, timeout: float) -> List[Any]:

@@ -28,18 +28,20 @@ _TERMS = ("train_consistency", "train_entropy_gap", "train_information")
 class CollapseMonitor(Callback):
     """Logs the effective rank of the features and judges, at the end of every epoch, whether training has collapsed.
 
-    Of any method of the host: ``train_feature_rank``, RankMe (Garrido et al. 2023) of the backbone's features of the last
-    ``FEATURE_ROWS`` training images of the epoch, one view of each, as the steps saw them; ``train_feature_rows`` is how
-    many rows there were, and with the features' dimension it bounds the rank. And ``train_z_std``, that of the unit
-    embeddings of the last step, from 0 to 1 / sqrt(D), where the method has a projector and does not log it itself.
+    Of any method of the host: ``train_feature_rank``, RankMe (Garrido et al. 2023) of the backbone's features of the
+    last ``FEATURE_ROWS`` training images of the epoch, one view of each, as the steps saw them;
+    ``train_feature_rows`` is how many rows there were, and with the features' dimension it bounds the rank. And
+    ``train_z_std``, that of the unit embeddings of the last step, from 0 to 1 / sqrt(D), where the method has a
+    projector and does not log it itself.
 
     Of CARP, whose steps leave their terms and statistics in ``step_metrics``: the verdict. It compares consistency,
     entropy gap and information of the epoch's end with the values of uniform, one-hot and constant outputs
-    (:func:`carp_plugin.losses.collapse.diagnose`) and says each kind once, with what to change. Uniform assignments are
-    where training begins, so they are judged from the second epoch on.
+    (:func:`carp_plugin.losses.collapse.diagnose`) and says each kind once, with what to change; ``train_collapse`` is
+    1 after an epoch with a verdict, else 0. Uniform assignments are where training begins, so they are judged from the
+    second epoch on.
 
-    Across ranks the images of rank 0 stand for all; its numbers and its verdict are every rank's, by one broadcast an epoch.
-    Stands before what keeps metrics and writes checkpoints, which then hold the epoch's verdict.
+    Across ranks the images of rank 0 stand for all; its numbers and its verdict are every rank's, by one broadcast an
+    epoch. Stands before what keeps metrics and writes checkpoints, which then hold the epoch's verdict.
 
     Args:
         stop: ends training after an epoch with a verdict; its checkpoint is written.
@@ -115,11 +117,13 @@ class CollapseMonitor(Callback):
 
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
         """Logs, judges, says and, if asked to, stops; the same on every rank."""
-        own = "train_z_std" in module.trainer.callback_metrics
+        own = "train_z_std" in trainer.callback_metrics
         seen = self._of_epoch(own) if trainer.is_global_zero else None
         metrics, end = trainer.strategy.broadcast(seen)
+        if end:
+            self._judge(trainer, module, end)
+            metrics["train_collapse"] = float(bool(self.signs))
         module.log_dict(metrics, sync_dist=True, batch_size=1)
-        self._judge(trainer, module, end)
         self._steps, self._embeddings = 0, None
         self._end.clear()
         self._features.clear()
@@ -147,8 +151,6 @@ class CollapseMonitor(Callback):
 
     def _judge(self, trainer: Any, module: Any, end: Dict[str, float]) -> None:
         self.signs = []
-        if not end:
-            return
         values = values_of(module)
         terms = [end[key] for key in _TERMS]
         kind = diagnose(

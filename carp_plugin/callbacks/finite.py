@@ -25,18 +25,19 @@ _TERMS = {
 class FiniteLoss(Callback):
     """Ends training with one sentence when the loss or a gradient is not finite, after saving what was good.
 
-    Before every optimizer step one number is looked at: the largest absolute value of all gradients, with the loss. That
-    is where an accelerator is waited for, once a step, and it cannot be later: the step would write the gradients into
-    the weights, and the host the weights into the teacher. So what is saved is the state before the bad step: weights,
-    teacher, optimizer, and the running statistics of batch norm, which the forward pass has changed already and which are
-    put back. Queues and centres that other methods update in the forward pass are not put back; if one of them, or a
-    weight, is not finite, nothing is saved, and the sentence names the checkpoint before.
+    Before every optimizer step one number is looked at: the sum of all gradients, with the loss.
+    That is where an accelerator is waited for, once a step, and it cannot be later: the step would write the
+    gradients into the weights, and the host the weights into the teacher. So what is saved is the state before the
+    bad step: weights, teacher, optimizer, and the running statistics of batch norm, which the forward pass has
+    changed already and which are put back. Queues and centres that other methods update in the forward pass are not
+    put back; if one of them, or a weight, is not finite, nothing is saved, and the sentence names the checkpoint
+    before.
 
-    Across ranks DistributedDataParallel has averaged the gradients by then, so a loss that is not finite on one rank has
-    spoilt them on all, and all leave together; nothing more is sent as long as all is well. (A loss of one rank that is
-    infinite and yet has finite gradients goes unnoticed there: no weight is harmed.) With a gradient scaler (16-mixed on
-    CUDA) gradients that overflow are usual and the scaler leaves the step out; only then the ranks ask each other about
-    their losses, and only a loss that is not finite ends training.
+    Across ranks DistributedDataParallel has averaged the gradients by then, so a loss that is not finite on one rank
+    has spoilt them on all, and all leave together; nothing more is sent as long as all is well. (A loss of one rank
+    that is infinite and yet has finite gradients goes unnoticed there: no weight is harmed.) With a gradient scaler
+    (16-mixed on CUDA) gradients that overflow are usual and the scaler leaves the step out; only then the ranks ask
+    each other about their losses, and only a loss that is not finite ends training.
 
     Args:
         checkpointer: of the run; None saves nothing.
@@ -74,18 +75,24 @@ class FiniteLoss(Callback):
         """
         loss, self._loss = self._loss, None
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
-        largest = torch.stack(torch._foreach_norm(gradients, math.inf)).max()
-        watched = largest if trainer.world_size > 1 or loss is None else largest + loss.abs()
-        if math.isfinite(float(watched)):
+        if not gradients:  # a step that trains nothing can harm nothing
             return
+        own = loss if trainer.world_size == 1 else None
+        # Sums pass on what is not finite, at a tenth of a maximum's price on a CPU.
+        total = torch.stack([gradient.sum().float() for gradient in gradients]).sum()
+        if math.isfinite(float(total if own is None else total + own)):
+            return
+        harmless = own is None or math.isfinite(float(own))
+        if harmless and _first_bad(_gradients(module)) is None:
+            return  # all are finite, if too large for their sum
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             lost = loss is not None and not math.isfinite(float(loss))
             if not trainer.strategy.reduce_boolean_decision(lost, all=False):
                 return
+        what, change = self._what_broke(trainer, module, loss)
         raise UserError(
             f"training was stopped at step {trainer.global_step}, learning rate "
-            f"{optimizer.param_groups[0]['lr']:.4g}: {self._what_broke(trainer, module, loss)}; "
-            f"{self._what_to_change(trainer)}; {self._save(trainer, module)}"
+            f"{optimizer.param_groups[0]['lr']:.4g}: {what}; {change}; {self._save(trainer, module)}"
         )
 
     def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
@@ -94,36 +101,40 @@ class FiniteLoss(Callback):
 
     # ------------------------------------------------------------------------------ the sentence
 
-    def _what_broke(self, trainer: Any, module: Any, loss: Optional[Tensor]) -> str:
-        """The terms that are not finite on some rank, and for CARP the largest logit of all ranks."""
+    def _what_broke(self, trainer: Any, module: Any, loss: Optional[Tensor]) -> Tuple[str, str]:
+        """The terms that are not finite on some rank, for CARP the largest logit of all ranks, and what to change."""
         terms = getattr(module, "step_metrics", None) or {"loss": loss}
         names = {key: _TERMS.get(key, "the loss") for key in terms if key in (*_TERMS, "loss")}
+        broken = [not bool(torch.as_tensor(terms[key]).isfinite().all()) for key in names]
+        spoilt = any(not view.isfinite().all() for view in _images(self._batch))
         embeddings = getattr(module, "step_embeddings", None)
         logit, bad_rows, rows = math.nan, 0, 0
         if embeddings is not None:
             logit = largest_logit(embeddings, module.prototypes())
             bad_rows, rows = int((~embeddings.isfinite().all(dim=1)).sum()), len(embeddings)
-        spoilt = any(not view.isfinite().all() for view in _images(self._batch))
-        broken = [not bool(torch.as_tensor(terms[key]).isfinite().all()) for key in names]
-        own = torch.tensor([*broken, spoilt, bad_rows, rows, logit], device=module.device)
-        every = trainer.strategy.all_gather(own.double()).reshape(-1, len(own))
-        said = [name for name, bad in zip(names.values(), every[:, : len(names)].T) if bad.any()]
-        what = " and ".join([", ".join(said[:-1]), said[-1]] if len(said) > 1 else said)
-        what = f"{what} {'are' if len(said) > 1 else 'is'} not finite" if said else ""
-        if not said:
-            what = f"the gradient of {_first_bad(_gradients(module))} is not finite, though the loss is"
-        if embeddings is not None:
-            _, bad_rows, rows, logit = every.nan_to_num(-1).unbind(1)[-4:]
-            finite = f"{float(logit.max()):.3g}" if (logit >= 0).any() else "none"
-            what += f" (largest finite logit {finite}, {int(bad_rows.sum())} of {int(rows.sum())} embeddings not finite)"
-        if every[:, len(names)].any():
-            what += ", and the batch holds an image that is not"
-        return what
+        own = torch.tensor([*broken, spoilt, bad_rows, rows, logit], dtype=torch.float64)
+        every = trainer.strategy.all_gather(own.to(module.device)).reshape(-1, len(own))
+        *broken_of, spoilt_of, bad_rows_of, rows_of, logit_of = every.cpu().unbind(1)
 
-    def _what_to_change(self, trainer: Any) -> str:
-        half = "16" in str(trainer.precision)
-        return "lower optimizer.lr or lengthen scheduler.warmup_epochs" + (
-            ", or set precision=32-true" if half else ""
+        said = [name for name, ranks in zip(names.values(), broken_of) if ranks.any()]
+        if said:
+            listed = " and ".join([", ".join(said[:-1]), said[-1]] if len(said) > 1 else said)
+            what = f"{listed} {'are' if len(said) > 1 else 'is'} not finite"
+        else:
+            bad = _first_bad(_gradients(module)) or "a parameter"
+            what = f"the gradient of {bad} is not finite, though the loss is"
+        if embeddings is not None:
+            finite = logit_of[logit_of.isfinite()]
+            largest = f"{float(finite.max()):.3g}" if len(finite) else "none"
+            what += (
+                f" (largest finite logit {largest}; {int(bad_rows_of.sum())} of {int(rows_of.sum())} "
+                "embeddings not finite)"
+            )
+        if spoilt_of.any():
+            return f"{what}, nor is an image of the batch", "look at the images and augmentations"
+        change = "lower optimizer.lr or lengthen scheduler.warmup_epochs"
+        return what, change + (
+            ", or set precision=32-true" if "16" in str(trainer.precision) else ""
         )
 
     def _save(self, trainer: Any, module: Any) -> str:
@@ -133,7 +144,7 @@ class FiniteLoss(Callback):
         trainer.strategy.barrier()
         if self.checkpointer is None:
             return "nothing was saved (checkpoint.enabled=False)."
-        last = getattr(self.checkpointer, "last_ckpt", None)
+        last = trainer.strategy.broadcast(getattr(self.checkpointer, "last_ckpt", None))
         bad = _first_bad({**dict(module.named_parameters()), **dict(module.named_buffers())})
         bad = bad or _first_bad(_optimizer_state(trainer))
         if trainer.strategy.reduce_boolean_decision(bad is not None, all=False):
@@ -141,7 +152,8 @@ class FiniteLoss(Callback):
             return (
                 f"no checkpoint was written, for {bad or 'a tensor'} is not finite already; {kept}."
             )
-        path = self.checkpointer.save_within_epoch(trainer)
+        # The folder is rank 0's: its name is drawn by each rank for itself.
+        path = trainer.strategy.broadcast(str(self.checkpointer.save_within_epoch(trainer)))
         return f"the state before that step is saved in {path}."
 
 

@@ -10,10 +10,22 @@ from typing import Any, Dict, List, Optional
 from omegaconf import DictConfig, OmegaConf
 
 from carp_plugin import config, register
+from carp_plugin.checks import check_keys
 from carp_plugin.config import checked, plain
 from carp_plugin.data.holdout import hold_out
 from carp_plugin.errors import UserError, did_you_mean
 from carp_plugin.host import METHODS
+from carp_plugin.values import (
+    NODE,
+    SWITCH,
+    TEXT,
+    Value,
+    check_values,
+    list_of,
+    number,
+    or_null,
+    whole,
+)
 
 #: The keys of a comparison itself, with their defaults; all others are pretraining's, the same for every method.
 DEFAULTS: Dict[str, Any] = {
@@ -29,6 +41,40 @@ DEFAULTS: Dict[str, Any] = {
     "gallery": {"rows": 12, "columns": 10},
     "holdout": None,
     "trials": None,
+}
+
+_NODES = {
+    "knn": ("k", "temperature", "features"),
+    "gallery": ("rows", "columns"),
+    "holdout": ("fraction", "seed"),
+}
+_PART = Value(
+    "a number between 0 and 1, and neither",
+    lambda given: given != 0 and number(0, 1, 1).fits(given),
+)
+_NODES_LISTED = Value(
+    "a list of nodes", lambda given: OmegaConf.is_list(given) and all(map(NODE.fits, given))
+)
+_VALUES: Dict[str, Value] = {
+    "dir": or_null(TEXT),
+    "methods": list_of(TEXT),
+    "seeds": list_of(whole(0, 2**32 - 1)),
+    "settings": or_null(NODE),
+    "jobs": whole(1, 512),
+    "threads": or_null(whole(1, 512)),
+    "keep_checkpoints": SWITCH,
+    "knn": or_null(NODE),
+    "knn.k": list_of(whole(1)),
+    "knn.temperature": number(0, without=0),
+    "knn.features": list_of(TEXT),
+    "linear": or_null(NODE),
+    "gallery": or_null(NODE),
+    "gallery.rows": whole(1, 100),
+    "gallery.columns": whole(1, 100),
+    "holdout": or_null(NODE),
+    "holdout.fraction": _PART,
+    "holdout.seed": whole(0),
+    "trials": or_null(NODE),
 }
 
 
@@ -92,7 +138,7 @@ def plan(cfg: DictConfig) -> Plan:
         )
     cfg.dir = cfg.dir or f"results/{cfg.name}"
     _check(cfg)
-    root = Path(cfg.dir)
+    root = Path(str(cfg.dir))
     checked(_pretraining(cfg, cfg.methods[0], {}, cfg.seeds[0]))  # the data stand and are sound
     if cfg.holdout:
         train, val = hold_out(
@@ -118,10 +164,15 @@ def known_keys() -> List[str]:
 
 
 def _check(cfg: DictConfig) -> None:
+    for key, known_below in _NODES.items():
+        if isinstance(cfg[key], DictConfig):
+            check_keys(cfg[key], dict.fromkeys(known_below), f"{key}.")
+    check_values(cfg, _VALUES)
+    for key, kind in (("settings", NODE), ("trials", _NODES_LISTED)):
+        if cfg[key] is not None:
+            check_values(cfg[key], dict.fromkeys(map(str, cfg[key]), kind), f"{key}.")
     known = [name for name in METHODS if name not in ("base", "linear")]
     for key in ("methods", "seeds"):
-        if not OmegaConf.is_list(cfg[key]) or not cfg[key]:
-            raise UserError(f"{key} must be a list, as in {key}={_example(key)}, got {cfg[key]!r}.")
         if len(set(cfg[key])) < len(cfg[key]):
             raise UserError(f"{key}={list(cfg[key])} names one of them twice.")
     for method in cfg.methods:
@@ -130,23 +181,12 @@ def _check(cfg: DictConfig) -> None:
     for key in (*cfg.settings, *(cfg.trials or {})):
         if key not in known:
             raise UserError(f"settings.{key}: unknown method{did_you_mean(str(key), known)}")
-    for seed in cfg.seeds:
-        _whole("seeds", seed, 0)
-    _whole("jobs", cfg.jobs, 1)
-    if cfg.threads is not None:
-        _whole("threads", cfg.threads, 1)
     if cfg.knn is not None:
-        for k in cfg.knn.k:
-            _whole("knn.k", k, 1)
         kinds = list(cfg.knn.features)
         if "backbone" not in kinds or set(kinds) - {"backbone", "projector"}:
             raise UserError(
                 f"knn.features must be [backbone] or [backbone,projector], got {kinds}: the backbone's are compared."
             )
-    if cfg.holdout and not 0 < cfg.holdout.fraction < 1:
-        raise UserError(
-            f"holdout.fraction must be a number between 0 and 1, got {cfg.holdout.fraction}."
-        )
     if cfg.trials:
         _check_trials(cfg)
 
@@ -182,15 +222,6 @@ def _check_trials(cfg: DictConfig) -> None:
 def count_images(root: str) -> int:
     """Files in the class folders of an ImageFolder."""
     return sum(path.is_file() for path in Path(root).glob("*/*"))
-
-
-def _example(key: str) -> str:
-    return "[carp,byol]" if key == "methods" else "[0,1,2]"
-
-
-def _whole(key: str, value: Any, low: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise UserError(f"{key} must hold whole numbers of at least {low}, got {value!r}.")
 
 
 def _trials(cfg: DictConfig, method: str) -> List[Optional[Dict[str, Any]]]:

@@ -9,8 +9,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
+from carp_plugin.data.dali import naming_dali_failures
 from carp_plugin.data.epochs import epoch_loader
-from carp_plugin.data.images import NamesBadImages, naming_dali_failures
+from carp_plugin.data.images import NamesBadImages
 from carp_plugin.data.loaders import (
     check_batch,
     evaluation_transform,

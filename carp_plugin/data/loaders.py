@@ -11,11 +11,11 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 
+from carp_plugin.data.dali import naming_dali_failures
 from carp_plugin.data.epochs import epoch_loader
 from carp_plugin.data.images import (
     MAX_BAD_FRACTION,
     NamesBadImages,
-    naming_dali_failures,
     verdict_of,
 )
 from carp_plugin.devices import is_main_process

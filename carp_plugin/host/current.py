@@ -85,7 +85,7 @@ BACKBONES = BaseMethod._BACKBONES
 
 _linear.accuracy_at_k = within_classes(_linear.accuracy_at_k)
 
-# Of the checkout's own main_pretrain.py, for carp_plugin has a resumer that compares everything: the host's ignores what
+# Of the checkout's own main_pretrain.py; carp_plugin has a resumer that compares everything. The host's ignores what
 # makes two runs of a method different; it compares these as well.
 AutoResumer.SHOULD_MATCH = AutoResumer.SHOULD_MATCH + [
     key for key in RESUME_MUST_MATCH if key not in AutoResumer.SHOULD_MATCH

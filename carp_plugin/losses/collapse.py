@@ -21,8 +21,11 @@ NO_INFORMATION = 0.01
 #: How near a collapse's own value a term is, in units of log B: uniform and one-hot are 1 apart in either term.
 NEAR = 0.1
 
-#: Of what is expected of a run, the part that it must reach on the way to a collapse, or stay below on the way from it.
+#: A collapse on its way has come this part of the way to the entropy gap of the cheapest constant output ...
 HALF = 0.5
+
+#: ... and its information is less than this part of what would tell all images apart.
+QUARTER = 0.25
 
 #: Blocks that `collapse_values` supposes where K is not told: those of appendix B.1.
 _BLOCKS = 128
@@ -57,14 +60,14 @@ def collapse_values(
 
     - uniform: consistency log B, gap 0.
     - one-hot: consistency 0, gap log B.
-    - constant: the minimum over p of f(p) = -c log <p, p> + e (log B - H(p)). Where a block is always the same (one block,
-      or the constant partition) p is free. Stationary points solve e log p_i - 2 c p_i / <p, p> = const; the left
-      side rises and then falls in p_i, so p has two values. Two entries at the higher value are no minimum: along their
-      difference the second derivative is 2 e / p_high - 4 c / <p, p>, negative beyond the turning point. Hence p is the
-      softmax of (t, 0, ..., 0), one entry above the others, and t >= 0 is found to machine precision.
-      Where blocks are drawn at random, an output is K logits of which any B may meet. M of them are t, the others 0, and
-      a block holds m of the M with the hypergeometric probability; f is averaged over it and minimised over t and M.
-      More than two values of the logits would gain about 1 % more.
+    - constant: the minimum over p of f(p) = -c log <p, p> + e (log B - H(p)). Where a block is always the same
+      (one block, or the constant partition) p is free. Stationary points solve e log p_i - 2 c p_i / <p, p> = const;
+      the left side rises and then falls in p_i, so p has two values. Two entries at the higher value are no minimum:
+      along their difference the second derivative is 2 e / p_high - 4 c / <p, p>, negative beyond the turning point.
+      Hence p is the softmax of (t, 0, ..., 0), one entry above the others, and t >= 0 is found to machine precision.
+      Where blocks are drawn at random, an output is K logits of which any B may meet. M of them are t, the others 0,
+      and a block holds m of the M with the hypergeometric probability; f is averaged over it and minimised over t and
+      M. More than two values of the logits would gain about 1 % more.
 
     At B = 512 and K = 65,536 with weights of 1 the three losses are 6.24, 6.24 and 4.40; in one block of 512 the last
     is 3.63.
@@ -73,8 +76,8 @@ def collapse_values(
         partition_size: B.
         consistency_weight: c, at least 0.
         entropy_weight: e, at least 0.
-        num_prototypes: K, a multiple of B, of a partition that is drawn anew at every step; B for a block that stays the
-            same. None supposes 128 blocks (B.1), and more hardly change it.
+        num_prototypes: K, a multiple of B, of a partition that is drawn anew at every step; B for a block that stays
+            the same. None supposes 128 blocks (B.1), and more hardly change it.
 
     Returns:
         CollapseValues, in nats.
@@ -99,15 +102,13 @@ def collapse_values(
 
 
 def _terms(consistency: float, entropy_gap: float, weights: Tuple[float, float]) -> Terms:
-    return Terms(
-        consistency, entropy_gap, weights[0] * consistency + weights[1] * entropy_gap
-    )
+    return Terms(consistency, entropy_gap, weights[0] * consistency + weights[1] * entropy_gap)
 
 
 def _cheapest(B: int, K: int, weights: Tuple[float, float]) -> Terms:
     """The cheapest output whose K logits have two values."""
-    # A minimum has t = (2 c / e) * (p_high - p_low) / <p, p>, at most 2 c / e * sqrt(B); beyond 2 log B one entry is all
-    # of p and the last factor at most 2.
+    # A minimum has t = (2 c / e) * (p_high - p_low) / <p, p>, and beyond 2 log B, where one entry is all of p, the last
+    # factor is at most 2.
     ratio = 2 * weights[0] / weights[1]
     longest = max(2 * math.log(B), 2 * ratio) + 1
     high_M = _candidates(1, max(1, min(K // 2, 16 * (K // B))))
@@ -167,13 +168,14 @@ def diagnose(
 ) -> Optional[str]:
     """The collapse that the terms show: ``"uniform"``, ``"one-hot"``, ``"constant"``, or None.
 
-    There are two signs. The first is no information at all (`NO_INFORMATION`). A collapse on its way, or one that batch
-    norm keeps from becoming complete, has some left, and the second sign is that it is not what the assignments are sharp
-    for: log B - mean H(p) is exactly entropy gap + information, a part that all images share and a part that tells them
-    apart. The second part is nearly all of it in a healthy run (0.6 to 0.9 from the first step on), and where there are
-    fewer images than prototypes in a block log(images) / log B at best. The sign is less than half of that, once the gap
-    has come half the way to that of the cheapest constant output. The loss is not looked at: a healthy run can pass
-    through any value of it.
+    There are two signs. The first is no information at all (`NO_INFORMATION`). A collapse on its way, or one that
+    batch norm keeps from becoming complete, has some left. It is known by what its assignments are sharp for: log B -
+    mean H(p) is exactly entropy gap + information, a part that all images share and a part that tells them apart. So
+    the second sign is a gap more than half that of the cheapest constant output (`HALF`), with less than a quarter of
+    the information that tells all images apart, log of the smaller of B and their number (`QUARTER`). A healthy run
+    sharpens the other way round: information first, with a small gap, or a gap of log B - log images where a block
+    has more prototypes than there are images, but then with all the information. The loss is not looked at: a healthy
+    run can pass through any value of it.
 
     Which collapse it is, the terms say by their distance from the values of uniform and one-hot outputs (`NEAR`).
 
@@ -188,10 +190,9 @@ def diagnose(
     if partition_size == 1:
         return None
     log_B = math.log(partition_size)
-    told_apart = information / max(information + entropy_gap, NO_INFORMATION)
-    attainable = math.log(min(partition_size, images)) / log_B
     far = entropy_gap > max(NEAR * log_B, HALF * values.constant.entropy_gap)
-    if not (information < NO_INFORMATION or (far and told_apart < HALF * attainable)):
+    alike = information < QUARTER * math.log(min(partition_size, images))
+    if not (information < NO_INFORMATION or (far and alike)):
         return None
     if consistency > (1 - NEAR) * log_B and entropy_gap < NEAR * log_B:
         return "uniform"

@@ -1,4 +1,4 @@
-"""What the loss does not tell: whether assignments and features depend on the image, and how many prototypes are in use.
+"""What the loss does not tell: whether assignments and features depend on the image, and what prototypes are in use.
 
 A constant output can have a loss below that of uniform assignments, so a falling loss proves no learning.
 These numbers are for logging: no gradient, no communication, and on a few blocks only.
@@ -34,12 +34,12 @@ def assignment_statistics(
 ) -> AssignmentStatistics:
     """How informative the assignments of this rank's views are, on the first blocks of the partition.
 
-    The first blocks of a random partition are a random sample of the prototypes, so the numbers are
-    unbiased estimates of those over all blocks. `information` is the mutual information between row and
-    prototype: 0 for any output that does not depend on the image (uniform, one-hot or in between), at
-    most log B, and at most log R. `prototypes_used` is at most R / B. `perplexity` counts the prototypes that rows have
-    as their firsts, a rare one as a part of one; unlike the entropy of the mean assignment, which is largest for uniform
-    assignments too, it falls to 1 whenever all rows agree.
+    The first blocks of a random partition are a random sample of the prototypes, so the numbers are unbiased
+    estimates of those over all blocks. `information` is the mutual information between row and prototype: 0 for any
+    output that does not depend on the image (uniform, one-hot or in between), at most log B, and at most log R.
+    `prototypes_used` is at most R / B. `perplexity` counts the prototypes that rows have as their firsts, a rare one
+    as a part of one; unlike the entropy of the mean assignment, which is largest for uniform assignments too, it
+    falls to 1 whenever all rows agree.
 
     Args:
         embeddings: views, each (N, D), of this rank.
@@ -90,8 +90,8 @@ def _entropy(p: Tensor) -> Tensor:
 def effective_rank(features: Tensor) -> float:
     """RankMe (Garrido et al. 2023): the exponential of the entropy of the normalised singular values.
 
-    1 where all rows point the same way, F where they spread evenly over all F directions, and never more than min(R, F):
-    a rank of few rows says little about a space of many dimensions. Rows are taken as they are, not centred.
+    1 where all rows point the same way, F where they spread evenly over all F directions, and never more than min(R,
+    F): a rank of few rows says little about a space of many dimensions. Rows are taken as they are, not centred.
 
     Args:
         features: (R, F), any floating point type, on any device.

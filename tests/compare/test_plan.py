@@ -70,11 +70,11 @@ MISTAKES = {
         "methods: simsiamm is unknown; did you mean 'simsiam'",
     ),
     "a method twice": ({"methods": ["carp", "carp"]}, "names one of them twice"),
-    "no method": ({"methods": []}, "methods must be a list, as in methods=[carp,byol]"),
+    "no method": ({"methods": []}, "methods must be a list of items, each a text"),
     "methods without brackets": ({"methods": "carp"}, "methods must be a list"),
     "seed of the wrong type": (
         {"seeds": ["one"]},
-        "seeds must hold whole numbers of at least 0, got 'one'",
+        "seeds must be a list of items, each a whole number between 0 and 4294967295, got [",
     ),
     "settings of nobody": (
         {"settings__byoll": {}},
@@ -85,8 +85,11 @@ MISTAKES = {
         "method_kwargs.pred_hiden_dim is not a key of simsiam; did you mean 'pred_hidden_dim'",
     ),
     "a typo in a shared key": ({"max_epoch": 3}, "max_epoch is not a key of the configuration"),
-    "no jobs": ({"jobs": 0}, "jobs must hold whole numbers of at least 1, got 0"),
-    "half a k": ({"knn__k": [1.5]}, "knn.k must hold whole numbers"),
+    "no jobs": ({"jobs": 0}, "jobs must be a whole number between 1 and 512, got 0"),
+    "half a k": (
+        {"knn__k": [1.5]},
+        "knn.k must be a list of items, each a whole number of at least 1",
+    ),
     "no features of the backbone": ({"knn__features": ["projector"]}, "knn.features must be"),
     "missing data": ({"data__train_path": "nowhere"}, "data.train_path=nowhere does not exist"),
     "unequal trials": (
@@ -99,7 +102,7 @@ MISTAKES = {
     ),
     "the whole held out": (
         {"trials": TRIALS, "holdout": {"fraction": 1, "seed": 0}},
-        "holdout.fraction must be a number between 0 and 1, got 1",
+        "holdout.fraction must be a number between 0 and 1, and neither, got 1",
     ),
     "a typo in a trial": (
         {

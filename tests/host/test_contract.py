@@ -295,7 +295,9 @@ def test_momentum_updater_follows_the_cosine():
     assert updater.cur_tau == pytest.approx(0.95)
 
 
-@pytest.mark.skipif(HOST.kind == "pypi", reason="the script of solo-learn 1.0.2 takes no configuration")
+@pytest.mark.skipif(
+    HOST.kind == "pypi", reason="the script of solo-learn 1.0.2 takes no configuration"
+)
 def test_resumer_of_the_checkouts_script_compares_what_makes_runs_different():
     resumer = importlib.import_module("carp_plugin.host.current").AutoResumer
     assert {"method_kwargs", "seed", "data.train_path"} <= set(resumer.SHOULD_MATCH)

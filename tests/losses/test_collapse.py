@@ -33,18 +33,26 @@ def test_the_values_that_the_design_names():
     assert values.uniform == Terms(math.log(512), 0.0, math.log(512))
     assert values.one_hot == Terms(0.0, math.log(512), math.log(512))
     assert values.constant.loss == pytest.approx(4.40, abs=0.01)
-    assert collapse_values(512, num_prototypes=512).constant.loss == pytest.approx(3.63012, abs=1e-5)
+    assert collapse_values(512, num_prototypes=512).constant.loss == pytest.approx(
+        3.63012, abs=1e-5
+    )
 
 
-@pytest.mark.parametrize("B, c, e", [(2, 1, 1), (8, 1, 1), (8, 2, 1), (8, 1, 4), (32, 1, 2), (64, 2, 1)])
+@pytest.mark.parametrize(
+    "B, c, e", [(2, 1, 1), (8, 1, 1), (8, 2, 1), (8, 1, 4), (32, 1, 2), (64, 2, 1)]
+)
 def test_in_one_block_no_output_is_cheaper(B, c, e):
     """Free optimisation of all B logits, by the loss itself, from many starts."""
-    found = []
-    for seed in range(12):
+
+    def optimised(seed):
         start = torch.randn(B, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         logits = (start * (0.1 + seed % 4)).requires_grad_()
         solver = torch.optim.LBFGS(
-            [logits], max_iter=300, tolerance_grad=1e-12, tolerance_change=1e-14, line_search_fn="strong_wolfe"
+            [logits],
+            max_iter=300,
+            tolerance_grad=1e-12,
+            tolerance_change=1e-14,
+            line_search_fn="strong_wolfe",
         )
 
         def closure():
@@ -54,13 +62,15 @@ def test_in_one_block_no_output_is_cheaper(B, c, e):
             return loss
 
         solver.step(closure)
-        found.append(closure().item())
-    assert collapse_values(B, c, e, num_prototypes=B).constant.loss == pytest.approx(min(found), abs=1e-6)
+        return closure().item()
+
+    value = collapse_values(B, c, e, num_prototypes=B).constant.loss
+    assert value == pytest.approx(min(map(optimised, range(12))), abs=1e-6)
 
 
 @pytest.mark.parametrize("B, K, c, e", [(8, 64, 1, 1), (16, 64, 1, 2)])
 def test_over_drawn_blocks_hardly_any_output_is_cheaper(B, K, c, e):
-    """Free optimisation of all K logits over freshly drawn partitions gains about 1 % on the two values of the logits."""
+    """Free optimisation of all K logits over freshly drawn partitions gains about 1 % on two values."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(K, generator=generator).requires_grad_()
     solver = torch.optim.Adam([logits], lr=0.05)
@@ -111,7 +121,9 @@ def test_twice_the_weights_is_twice_the_loss_of_the_same_output():
     assert two.loss == pytest.approx(2 * one.loss) and two[:2] == pytest.approx(one[:2], abs=1e-5)
 
 
-@pytest.mark.parametrize("arguments", [(0,), (8, -1.0), (8, 1.0, -1.0), (8, 1.0, 1.0, 12), (8, 1, 1, 4)])
+@pytest.mark.parametrize(
+    "arguments", [(0,), (8, -1.0), (8, 1.0, -1.0), (8, 1.0, 1.0, 12), (8, 1, 1, 4)]
+)
 def test_what_does_not_fit_is_said(arguments):
     with pytest.raises(ValueError, match="expected"):
         collapse_values(*arguments)

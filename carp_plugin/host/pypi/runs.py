@@ -11,7 +11,6 @@ import solo.utils.checkpointer as _checkpointer
 from omegaconf import DictConfig, OmegaConf
 
 
-
 class Checkpointer(_checkpointer.Checkpointer):
     """Saves a checkpoint every ``frequency`` epochs under ``logdir``/run, and the cfg as ``args.json`` beside it.
 

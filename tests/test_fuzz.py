@@ -1,0 +1,44 @@
+"""A small fuzz from another seed than the trial's, through the same code: `python trials/fuzz.py` runs the whole."""
+
+import pytest
+
+from trials.fuzz import fuzz, judge
+from trials.fuzz_keys import Case
+
+
+def test_broken_configurations_and_images_earn_one_sentence_each(tmp_path):
+    outcomes, lost = fuzz(seed=7, configs=25, images=15, processes=0, root=tmp_path)
+    assert len(outcomes) == 40 and not lost
+    assert not [outcome for outcome in outcomes if not outcome.good]
+    assert {outcome.verdict for outcome in outcomes} == {"refused", "done"}
+
+
+REFUSED = {"code": 2, "out": "", "err": "error: because.\n"}
+
+
+@pytest.mark.parametrize(
+    "fails, change, verdict",
+    [
+        (True, {}, "refused"),
+        (None, {}, "refused"),
+        (False, {}, "FAILED: refused"),
+        (True, {"code": 0, "err": ""}, "FAILED: not refused"),
+        (None, {"code": 0, "err": "warning: x\n"}, "done"),
+        (True, {"code": None, "err": "no answer"}, "FAILED: no answer"),
+        (True, {"code": 1}, "FAILED: exit code 1"),
+        (True, {"err": "Traceback (most recent call last)\nerror: x\n"}, "FAILED: stack trace"),
+        (True, {"err": "error: x\nerror: y\n"}, "FAILED: not one line"),
+        (True, {"err": "usage: x\nerror: y\n"}, "FAILED: not one line"),
+        (True, {"err": ""}, "FAILED: not one line"),
+        (True, {"err": "warning: x\nerror: y\n"}, "refused"),
+    ],
+)
+def test_the_judge_sees_what_is_wrong(fails, change, verdict):
+    case = Case("", "main_pretrain.py", [], fails)
+    assert judge(case, {**REFUSED, **change})[0] == verdict
+
+
+def test_an_image_must_be_named():
+    case = Case("image: x", "main_pretrain.py", [], True, ["a/odd.png"])
+    assert judge(case, REFUSED)[0] == "FAILED: file not named"
+    assert judge(case, {**REFUSED, "err": "error: a/odd.png is torn\n"})[0] == "refused"
