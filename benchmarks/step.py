@@ -3,6 +3,7 @@
 python benchmarks/step.py                          ResNet-50 at 224 px and ResNet-18 at 32 px: 25 minutes on two cores
 python benchmarks/step.py --settings resnet18      one of the two
 python benchmarks/step.py --device cuda --batch 64
+python benchmarks/step.py --memory returned --out DIR     malloc as it comes, without carp_plugin/memory.py
 
 The methods take turns in one process: a turn is a `fit` of Lightning's Trainer on a batch that lies in memory, whose
 first step is not counted (training.py). Heads and optimizer are those of the recipes named below; all methods have
@@ -39,6 +40,7 @@ from benchmarks.training import (
 from carp_plugin.cli import saying_mistakes, silence_third_parties
 from carp_plugin.compare.drawing import write_png
 from carp_plugin.errors import UserError
+from carp_plugin.memory import keep_freed_memory
 from carp_plugin.report import say
 
 BUDGET = 1.05  # CARP's step over BYOL's, ResNet-50
@@ -256,9 +258,10 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("--batch 1: batch norm needs at least 2 images.")
     device = device_named(args.device)
     sizes = {name: args.batch or SETTINGS[name].batch for name in SETTINGS}
-    record = Record(
-        args.out / "step.json", settings_of(device, batch=sizes, steps=args.steps), args.fresh
-    )
+    if device.type == "cpu" and args.memory == "kept" and not keep_freed_memory():
+        args.memory = "as malloc here does"
+    settings = settings_of(device, batch=sizes, steps=args.steps, memory=args.memory)
+    record = Record(args.out / "step.json", settings, args.fresh)
     found = {}
     for name in args.settings:
         measure(name, SETTINGS[name], record, args)
@@ -292,6 +295,12 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=4, help="turns of every method")
     parser.add_argument("--steps", type=int, default=2, help="steps of a turn that are counted")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument(
+        "--memory",
+        choices=("kept", "returned"),
+        default="kept",
+        help="whether freed memory stays with the process, as in a run on a CPU",
+    )
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder")
     parser.add_argument("--fresh", action="store_true", help="measure again what is there already")
     args = parser.parse_args()

@@ -31,6 +31,7 @@ from carp_plugin.evaluation.features import extract
 from carp_plugin.evaluation.state import read_checkpoint
 from carp_plugin.host import HOST, LinearModel, make_contiguous, omegaconf_select
 from carp_plugin.linear_config import checked_linear
+from carp_plugin.memory import keep_freed_memory
 from carp_plugin.report import Plan, plan_of, provenance, say
 from carp_plugin.training import TrainingRun
 
@@ -59,6 +60,7 @@ def linear(cfg: DictConfig) -> Dict[str, Any]:
     cfg, pretrained = checked_linear(copy.deepcopy(cfg))
     backbone = pretrained.network(cfg.network)
     if cfg.accelerator == "cpu":
+        keep_freed_memory()
         use_one_pixel_convolutions(backbone)
     data = labelled_data(cfg, pretrained.cfg)
     plan = plan_of(cfg, data.images)

@@ -32,6 +32,7 @@ from carp_plugin.evaluation.curve import KnnCurve
 from carp_plugin.evaluation.features import FeatureEvaluator, linear_accuracy
 from carp_plugin.evaluation.state import NETWORKS
 from carp_plugin.host import METHODS, AutoUMAP, make_contiguous, omegaconf_select
+from carp_plugin.memory import keep_freed_memory
 from carp_plugin.report import (
     Plan,
     Row,
@@ -44,6 +45,7 @@ from carp_plugin.report import (
     warnings_of,
 )
 from carp_plugin.training import TrainingRun
+from carp_plugin.unlabelled import rest_classifiers
 
 
 def pretrain(cfg: DictConfig) -> Dict[str, Any]:
@@ -62,6 +64,8 @@ def pretrain(cfg: DictConfig) -> Dict[str, Any]:
     # Lightning greets, advises and counts devices; the opening block says what of it matters.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     cfg = checked(cfg)
+    if cfg.accelerator == "cpu":
+        keep_freed_memory()
     seed_everything(cfg.seed, verbose=False)
     model = build_model(cfg)
     labelled = labelled_loaders(cfg)
@@ -107,6 +111,8 @@ def build_model(cfg: DictConfig) -> LightningModule:
             "and backbone.kwargs."
         ) from error
     make_contiguous(model)
+    if cfg.data.no_labels:
+        rest_classifiers(model)
     if cfg.accelerator == "cpu":
         use_one_pixel_convolutions(model)
     if not cfg.performance.disable_channel_last:

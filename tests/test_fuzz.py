@@ -6,6 +6,7 @@ from trials.fuzz import fuzz, judge
 from trials.fuzz_keys import Case
 
 
+@pytest.mark.slow
 def test_broken_configurations_and_images_earn_one_sentence_each(tmp_path):
     outcomes, lost = fuzz(seed=7, configs=25, images=15, processes=0, root=tmp_path)
     assert len(outcomes) == 40 and not lost

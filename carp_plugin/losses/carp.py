@@ -13,7 +13,7 @@ In a block, with student logits a and teacher logits b (LSE is log-sum-exp):
     consistency  -log <softmax a, softmax b> = LSE(a) + LSE(b) - LSE(a + b)
                  gradient in a: softmax(a) - softmax(a + b)
     entropy gap  log B - H(mean_probs)
-                 gradient in a: p * (g - <p, g>), p = softmax(a), g = log(mean_probs) / rows
+                 gradient in a: p * (g - <p, g>), p = softmax(a), g = log(B mean_probs) / rows
 
 A block's mean_probs depends on that block's logits alone, so one walk over chunks of blocks finds the
 logits, both terms and the gradients, each logit computed once.
@@ -199,11 +199,16 @@ def _consistency(log_s_NPB: Tensor, log_t_NPB: Tensor) -> Tensor:
 
 def _entropy_gap(mean_PB: Tensor) -> Tensor:
     """log B - H(mean) of every block (`kl_div` of B.2): (P,). An unused prototype counts 0, not NaN."""
-    return math.log(mean_PB.shape[-1]) + (mean_PB * _safe_log(mean_PB)).sum(dim=-1)
+    return (mean_PB * _log_over_uniform(mean_PB)).sum(dim=-1)
 
 
-def _safe_log(p: Tensor) -> Tensor:
-    return p.clamp_min(torch.finfo(p.dtype).tiny).log()
+def _log_over_uniform(mean_PB: Tensor) -> Tensor:
+    """log(B mean): log(mean) but for a constant, which the gap's gradient in a logit does not see.
+
+    Near uniform, where training begins, the gap is far smaller than log B and H, and so is its gradient than
+    log(mean): without the constant, neither is a difference of large numbers.
+    """
+    return mean_PB.clamp_min(torch.finfo(mean_PB.dtype).tiny).mul(mean_PB.shape[-1]).log()
 
 
 # --------------------------------------------------------------------------------- the fused path
@@ -322,7 +327,7 @@ def _log_overlap_and_gradient(
     log_overlap = mean_CB.new_zeros(())
     if weights is not None:
         pull = weights[0] / (layout.pairs * layout.images * layout.blocks)
-        slope_CB = _safe_log(mean_CB) * (weights[1] / (layout.rows * layout.blocks))
+        slope_CB = _log_over_uniform(mean_CB) * (weights[1] / (layout.rows * layout.blocks))
     for i in range(layout.views):
         own = student.of_view(i, layout.images)
         joint = [

@@ -1,0 +1,40 @@
+"""Memory that a training step frees stays with the process, for the next step to take."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+#: Of mallopt(3).
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+
+#: By these a user has decided already how malloc is to behave.
+DECIDED = (
+    "MALLOC_TRIM_THRESHOLD_",
+    "MALLOC_MMAP_THRESHOLD_",
+    "MALLOC_MMAP_MAX_",
+    "GLIBC_TUNABLES",
+)
+
+
+def keep_freed_memory() -> bool:
+    """Tells malloc to keep what is freed, for training on a CPU; to be called before the model is built.
+
+    glibc maps every block above 32 MB anew and gives freed memory back to the system, which then hands it out page by
+    page and filled with zeros. The activations of a step are gigabytes of such blocks, those of a forward pass
+    without gradients, the teacher's, most of all, for each is freed at once. `benchmarks/step.py --memory returned`
+    measures what that costs. The process holds the memory of its largest step until it ends.
+
+    Returns:
+        bool: whether malloc was told. It is left alone where it is not glibc's, and where one of the environment
+        variables in ``DECIDED`` is set.
+    """
+    if sys.platform != "linux" or any(name in os.environ for name in DECIDED):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library
+        return False
+    # -1 is the largest threshold there is; with no maps allowed, large blocks too come from the heap. Both return 1.
+    return bool(mallopt(_M_TRIM_THRESHOLD, -1) and mallopt(_M_MMAP_MAX, 0))
