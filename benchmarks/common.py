@@ -107,6 +107,21 @@ def settings_of(device: torch.device, **sizes: Any) -> Dict[str, Any]:
     return {**sizes, **found}
 
 
+def write_result(path: Path, content: Dict[str, Any]) -> None:
+    """Writes what was found on the CPU, with where and with what; makes the folder.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{path.parent} cannot be made ({error.strerror}); name another file with --json."
+        ) from error
+    write_json(path, {"settings": settings_of(torch.device("cpu")), **content})
+
+
 def about(settings: Dict[str, Any]) -> str:
     """One line under a table: where and with what it was measured."""
     machine, commit = settings["machine"], settings["commit"] or "unknown"

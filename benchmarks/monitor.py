@@ -29,13 +29,12 @@ from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.common import write_result
 from carp_plugin import register
 from carp_plugin.callbacks.collapse import CollapseMonitor
 from carp_plugin.callbacks.finite import FiniteLoss
-from carp_plugin.callbacks.history import write_json
 from carp_plugin.cli import silence_third_parties
 from carp_plugin.config import checked
-from carp_plugin.host import HOST
 from carp_plugin.pretrain import build_model
 from carp_plugin.report import say
 from tests.helpers import augmentation, image_folder, small_cfg
@@ -214,7 +213,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=15, help="with, and as many without")
     parser.add_argument("--warm-up", type=int, default=2, help="of each, not counted")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
-    parser.add_argument("--json", type=Path, default=Path("monitor_benchmark.json"))
+    parser.add_argument("--json", type=Path, default=Path("results/benchmarks/monitor.json"))
     args = parser.parse_args()
     silence_third_parties()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -224,9 +223,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             results[name] = measure(SIZES[name], args.steps, args.warm_up, Path(folder))
     say(table(results))
-    host = {key: value for key, value in HOST.as_dict().items() if key != "location"}
-    written = {"host": host, "threads": torch.get_num_threads(), "budget": BUDGET, "sizes": results}
-    write_json(args.json, written)
+    write_result(args.json, {"budget": BUDGET, "sizes": results})
     say(
         f"monitor within {BUDGET:.0%}: "
         + ", ".join(

@@ -150,6 +150,17 @@ def drop_null_nodes(cfg: DictConfig, known: Dict[str, Any]) -> None:
             drop_null_nodes(cfg[key], below)
 
 
+def drop_null_settings(cfg: DictConfig) -> None:
+    """Takes out settings whose null means their default, which the hosts and Lightning look for where a key is absent.
+
+    Args:
+        cfg: changed in place.
+    """
+    for key in ("seed", "accumulate_grad_batches"):
+        if key in cfg and cfg[key] is None:
+            del cfg[key]
+
+
 def prepare_data_folder(cfg: DictConfig) -> None:
     """Writes the embedded photographs where ``data.prepare: photos`` asks for them.
 
@@ -233,6 +244,8 @@ def _check_image_folder(key: str, root: Path, flat: bool) -> None:
             "or set data.no_labels=True for a flat folder of unlabelled images."
         )
     for name in [] if flat else classes:
+        if not os.access(root / name, os.R_OK | os.X_OK):
+            raise UserError(f"the folder {root / name} cannot be listed; check its permissions.")
         files = (file for _, _, files in os.walk(root / name, followlinks=True) for file in files)
         if not any(map(is_class_image_name, files)):
             raise UserError(

@@ -21,6 +21,7 @@ from carp_plugin.checks import (
     check_writable,
     dotted,
     drop_null_nodes,
+    drop_null_settings,
     one_of,
     prepare_data_folder,
     trainer_keys,
@@ -119,6 +120,7 @@ def checked(cfg: DictConfig) -> DictConfig:
     OmegaConf.set_struct(cfg, False)
     check_keys(cfg, {**_OWN_KEYS, **dict.fromkeys(trainer_keys())})
     drop_null_nodes(cfg, _OWN_KEYS)
+    drop_null_settings(cfg)
     check_required(cfg, _REQUIRED)
     check_values(cfg, PRETRAIN)
     _check_method(cfg)

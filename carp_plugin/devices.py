@@ -35,6 +35,11 @@ def settle_devices(cfg: DictConfig) -> None:
     devices = omegaconf_select(cfg, "devices", "auto")
     count = torch.cuda.device_count() if accelerator in ("gpu", "cuda") else 1
     cfg.accelerator, cfg.devices = accelerator, _device_list(devices, count)
+    if accelerator in ("gpu", "cuda") and max(cfg.devices) >= count:
+        raise UserError(
+            f"devices={devices} names card {max(cfg.devices)}, counted from 0, but {count} "
+            f"{'is' if count == 1 else 'are'} visible; use devices={count} or fewer."
+        )
     nodes = omegaconf_select(cfg, "num_nodes", 1) or 1
     check_launcher(len(cfg.devices), nodes)
     several = len(cfg.devices) * nodes > 1

@@ -18,6 +18,7 @@ from carp_plugin.checks import (
     check_writable,
     dotted,
     drop_null_nodes,
+    drop_null_settings,
     one_of,
     prepare_data_folder,
     trainer_keys,
@@ -99,6 +100,7 @@ def checked_linear(cfg: DictConfig) -> Tuple[DictConfig, Pretrained]:
     OmegaConf.set_struct(cfg, False)
     check_keys(cfg, {**_KEYS, **dict.fromkeys(trainer_keys())})
     drop_null_nodes(cfg, _KEYS)
+    drop_null_settings(cfg)
     check_required(cfg, _REQUIRED)
     check_values(cfg, LINEAR)
     check_settings(cfg)

@@ -16,7 +16,7 @@ from omegaconf.errors import ConfigAttributeError
 from carp_plugin import register
 from carp_plugin.callbacks.collapse import CollapseMonitor
 from carp_plugin.callbacks.finite import FiniteLoss
-from carp_plugin.callbacks.momentum import ResumeMomentum
+from carp_plugin.callbacks.host_state import RestoresHostState
 from carp_plugin.config import checked, plain
 from carp_plugin.convolutions import use_one_pixel_convolutions
 from carp_plugin.data.loaders import (
@@ -227,9 +227,9 @@ class Run(TrainingRun):
         return rows
 
     def callbacks(self) -> List[Callback]:
-        """Those of every run, what watches this one, the momentum's place, and the pictures that are asked for."""
+        """Those of every run, what watches this one, the host's state, and the pictures that are asked for."""
         cfg = self.cfg
-        callbacks: List[Callback] = [ResumeMomentum(), FiniteLoss(self.checkpointer)]
+        callbacks: List[Callback] = [RestoresHostState(), FiniteLoss(self.checkpointer)]
         if omegaconf_select(cfg, "collapse.enabled", True):
             callbacks.append(self.monitor)  # before the history, which keeps its metrics
         callbacks += super().callbacks()

@@ -91,13 +91,21 @@ def _runs(folder: Path, max_hours: float) -> List[List[Path]]:
     runs: Dict[Path, List[Path]] = {}
     for path in folder.rglob("*.ckpt"):
         runs.setdefault(path.parent, []).append(path)
-    trained = {home: max(path.stat().st_mtime for path in found) for home, found in runs.items()}
+    trained = {home: max(map(_written_at, found)) for home, found in runs.items()}
     youngest = time.time() - max_hours * 3600
     return [
         sorted(runs[home], key=place_in_name, reverse=True)
         for home in sorted(runs, key=trained.__getitem__, reverse=True)
         if trained[home] >= youngest
     ]
+
+
+def _written_at(path: Path) -> float:
+    """When a checkpoint was written; a run that goes on beside this one may just have superseded and deleted it."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def settings(args: Mapping[str, Any]) -> Dict[str, Any]:

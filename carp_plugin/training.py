@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import signal
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
@@ -10,7 +11,9 @@ from typing import Any, Dict, List, Optional, Tuple
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers.wandb import WandbLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies.ddp import DDPStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
 from carp_plugin.callbacks.checkpoint import (
@@ -24,13 +27,17 @@ from carp_plugin.callbacks.interrupt import Stopped, StopsInPeace
 from carp_plugin.callbacks.randomness import SeedsSteps
 from carp_plugin.config import plain
 from carp_plugin.data.epochs import TracksEpoch, training_order
+from carp_plugin.data.loaders import fingerprint_of
 from carp_plugin.devices import is_main_process
 from carp_plugin.errors import UserError
 from carp_plugin.evaluation.state import place_in_name
 from carp_plugin.host import omegaconf_select
 from carp_plugin.launchers import another_ended
 from carp_plugin.report import Plan, say
-from carp_plugin.resume import run_to_resume
+from carp_plugin.resume import run_to_resume, settings
+
+#: Settings whose values Lightning restores from a checkpoint, whatever the configuration says.
+_IN_CHECKPOINT = ("optimizer.lr", "optimizer.classifier_lr", "optimizer.weight_decay", "scheduler.")
 
 
 class TrainingRun:
@@ -56,6 +63,7 @@ class TrainingRun:
     ) -> None:
         self.cfg, self.model, self.plan, self.folder = cfg, model, plan, folder
         self.resumed_from: Optional[Path] = None
+        self.fingerprint = fingerprint_of(cfg, train)
         self.checkpointer: Optional[Checkpointer] = None
         if cfg.checkpoint.enabled:
             self.checkpointer = Checkpointer(
@@ -71,8 +79,12 @@ class TrainingRun:
 
     @property
     def args(self) -> Dict[str, Any]:
-        """What ``args.json`` holds: the parsed configuration, and the number of images that it was trained on."""
-        return {**plain(self.cfg), "images": self.plan.images}
+        """What ``args.json`` holds: the parsed configuration, and how many and which images it was trained on."""
+        return {
+            **plain(self.cfg),
+            "images": self.plan.images,
+            "images_fingerprint": self.fingerprint,
+        }
 
     def resume(self) -> Tuple[Optional[Path], Optional[str]]:
         """The checkpoint to go on from, and its wandb run.
@@ -91,6 +103,7 @@ class TrainingRun:
             if wrong is not None:
                 raise UserError(wrong + _instead(path))
             check_checkpoint(path, self.model)
+            self._compare_with(path)
             return path, None
         if not cfg.auto_resume.enabled:
             return None, None
@@ -111,6 +124,33 @@ class TrainingRun:
         if self.checkpointer is not None:
             self.checkpointer.resumed = found.checkpoint
         return found.checkpoint, found.wandb_run_id
+
+    def _compare_with(self, path: Path) -> None:
+        """Says which settings of a checkpoint that was asked for by name stay what they were there.
+
+        Raises:
+            UserError: its optimizer is another one, whose state this one cannot go on with.
+        """
+        try:
+            there = settings(json.loads(path.with_name("args.json").read_text()))
+        except (OSError, ValueError):  # a checkpoint that was moved alone
+            return
+        here = settings(self.args)
+        if there.get("optimizer.name") != here["optimizer.name"]:
+            raise UserError(
+                f"the checkpoint {path} was trained with optimizer.name={there.get('optimizer.name')}, whose state "
+                f"{here['optimizer.name']} cannot go on with; set that, or begin anew without resume_from_checkpoint."
+            )
+        kept = [
+            f"{key}={there.get(key)}"
+            for key in sorted({*there, *here})
+            if key.startswith(_IN_CHECKPOINT) and there.get(key) != here.get(key)
+        ]
+        if kept and is_main_process():
+            say(
+                f"warning: the schedule in {path} goes on as it was: {', '.join(kept)}; to change it, begin anew.",
+                "yellow",
+            )
 
     def callbacks(self) -> List[Callback]:
         """Place in the training images, seeds, history, checkpointer, signals and, with wandb, the learning rate."""
@@ -154,7 +194,7 @@ class TrainingRun:
             callbacks=self.callbacks(),
             enable_checkpointing=False,
             strategy=DDPStrategy(find_unused_parameters=False) if strategy == "ddp" else strategy,
-            plugins=[AtomicCheckpointIO()],
+            plugins=self._plugins(),
             # Lightning counts processes on a CPU and names cards elsewhere.
             devices=len(cfg.devices) if cfg.accelerator == "cpu" else list(cfg.devices),
         )
@@ -162,10 +202,15 @@ class TrainingRun:
         kwargs.setdefault("log_every_n_steps", max(1, min(50, self.plan.steps_per_epoch)))
         try:
             return Trainer(**kwargs)
-        except (ValueError, TypeError, RuntimeError, ModuleNotFoundError) as error:
-            raise UserError(
-                f"Lightning's trainer refuses these settings: {' '.join(str(error).split())}"
-            ) from error
+        except (*_REFUSALS, RuntimeError, ModuleNotFoundError) as error:
+            raise _refused(error) from error
+
+    def _plugins(self) -> List[Any]:
+        """Whole checkpoints; and under SLURM jobs that queue again by their script, not by Lightning's handler."""
+        plugins: List[Any] = [AtomicCheckpointIO()]
+        if SLURMEnvironment.detect():
+            plugins.append(SLURMEnvironment(auto_requeue=False))
+        return plugins
 
     def fit(self, trainer: Trainer, train: Any, val: Any) -> None:
         """Trains, from ``resumed_from`` on; an interrupted run says what is left of it.
@@ -177,7 +222,7 @@ class TrainingRun:
 
         Raises:
             Stopped: after Ctrl-C or SIGTERM, with a sentence that says how to go on.
-            UserError: another process of the run has ended.
+            UserError: Lightning refuses the settings, or another process of the run has ended.
         """
         loaders: Dict[str, Any] = {"datamodule": train}
         if self.cfg.data.format != "dali":
@@ -191,6 +236,12 @@ class TrainingRun:
                 raise
             signum = self.signals.signal or signal.SIGINT
             raise Stopped(self._interrupted(trainer), signum) from None
+        except MisconfigurationException as error:
+            raise _refused(error) from error
+        except ValueError as error:
+            if "val_check_interval" not in str(error):  # above the batches of an epoch
+                raise
+            raise _refused(error) from error
         except RuntimeError as error:
             if trainer.world_size == 1 or not another_ended(error):
                 raise
@@ -229,6 +280,14 @@ class TrainingRun:
             path = last.with_name("summary.json")
             write_json(path, summary)
             say(f"checkpoint {last}\nsummary    {path}")
+
+
+#: What Lightning raises for settings that it cannot train with.
+_REFUSALS = (ValueError, TypeError, MisconfigurationException)
+
+
+def _refused(error: Exception) -> UserError:
+    return UserError(f"Lightning refuses these settings: {' '.join(str(error).split())}")
 
 
 def _instead(path: Path) -> str:

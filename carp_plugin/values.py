@@ -197,7 +197,10 @@ RUN: Dict[str, Value] = {
     "limit_val_batches": or_null(_PART),
     "limit_test_batches": or_null(_PART),
     "limit_predict_batches": or_null(_PART),
-    "overfit_batches": _PART,
+    "overfit_batches": Value(
+        "0, for images come in an order of the run's own; limit_train_batches takes a part of them",
+        lambda value: value == 0 and not isinstance(value, bool),
+    ),
     "val_check_interval": or_null(either(number(0, 1, without=0), whole(1))),
     "check_val_every_n_epoch": or_null(whole(1)),
     "num_sanity_val_steps": or_null(whole(-1)),

@@ -7,7 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,12 +17,13 @@ from lightning.pytorch import Callback
 
 import carp_plugin.training as training
 from carp_plugin import register
-from carp_plugin.callbacks.checkpoint import AtomicCheckpointIO, damage
+from carp_plugin.callbacks.checkpoint import AtomicCheckpointIO, Checkpointer, damage
 from carp_plugin.callbacks.interrupt import Stopped
+from carp_plugin.config import checked
 from carp_plugin.errors import UserError
 from carp_plugin.host import METHODS
 from carp_plugin.pretrain import pretrain
-from tests.helpers import image_folder, small_cfg
+from tests.helpers import image_folder, small_cfg, write_image
 
 STEPS = 3  # an epoch: 24 images in batches of 8
 
@@ -142,10 +145,38 @@ def test_stopped_anywhere_and_resumed_it_ends_as_a_whole_run(
     assert len(list(folder.glob("*.ckpt"))) == 2 and not list(folder.glob("*.part"))
 
 
-@pytest.mark.parametrize("method", ["byol", "barlow_twins", "simsiam"])
+# SwAV has a queue that it makes at the start of training, DINO counts epochs at their start
+@pytest.mark.parametrize("method", ["byol", "barlow_twins", "simsiam", "swav", "dino"])
 def test_other_methods_end_as_a_whole_run_too(method, images, whole, monkeypatch):
     stopped_at(monkeypatch, cfg_of(images, method), "step", STEPS + 1)
     assert_same(everything(pretrain(cfg_of(images, method))), whole(method))
+
+
+def test_deepcluster_goes_on_with_its_memory(images, whole, monkeypatch):
+    """Between two epochs: within one, the assignments of its start are gone."""
+    stopped_at(monkeypatch, cfg_of(images, "deepclusterv2"), "epoch", STEPS)
+    summary = pretrain(cfg_of(images, "deepclusterv2"))
+    assert summary["steps"] == 2 * STEPS
+    (folder,) = Path("trained_models/deepclusterv2").iterdir()
+    assert len(list(folder.glob("*.ckpt"))) == 2  # its own folder again
+
+
+def test_stopped_while_the_first_batch_of_an_epoch_loads(images, whole, monkeypatch):
+    """Lightning then leaves out the epoch's start, at which DINO is told which epoch it is."""
+
+    class Early(Signals):
+        def on_train_batch_start(self, trainer, *rest):
+            self._at("first", trainer)
+
+    monkeypatch.setattr(sys.modules[__name__], "Signals", Early)
+    stopped_at(monkeypatch, cfg_of(images, "dino"), "first", STEPS)
+    assert_same(everything(pretrain(cfg_of(images, "dino"))), whole("dino"))
+
+
+def test_a_validation_amid_accumulated_gradients_waits_for_the_step(images, whole, monkeypatch):
+    settings = {"accumulate_grad_batches": 2, "optimizer__batch_size": 4, "val_check_interval": 3}
+    stopped_at(monkeypatch, cfg_of(images, **settings), "validation", 1)
+    assert_same(everything(pretrain(cfg_of(images, **settings))), whole(**settings))
 
 
 def test_with_accumulated_gradients_and_adamw(images, whole, monkeypatch):
@@ -233,6 +264,12 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     assert re.search(rf"{newest.name} .*{says}.* passed over for the one before", out)
     assert re.search(r"resuming from .*ep=0.ckpt", out)
     assert_same(everything(summary), whole())
+    # it is no checkpoint any more, so that the last two that are kept are whole ones
+    assert newest.with_name(newest.name + ".damaged").is_file()
+    assert (
+        all(damage(path) is None for path in run.glob("*.ckpt"))
+        and len(list(run.glob("*.ckpt"))) == 2
+    )
 
 
 def test_one_that_was_asked_for_by_name_is_refused_and_the_one_before_it_named(run, images):
@@ -291,6 +328,19 @@ def test_other_images_in_the_same_folder_are_another_run(run, tmp_path, capsys):
     assert "(images was 24, is 30)" in capsys.readouterr().out
 
 
+def test_as_many_other_images_are_another_run_too(run, images, tmp_path, capsys):
+    shutil.copytree(images, tmp_path / "images")
+    args = json.loads((run / "args.json").read_text())
+    for split in ("train", "val"):
+        args["data"][f"{split}_path"] = str(tmp_path / "images" / split)
+    (run / "args.json").write_text(json.dumps(args))
+    cfg = cfg_of(tmp_path / "images")
+    write_image(tmp_path / "images/train/class_0/0.png", seed=99, size=31)
+    pretrain(cfg)
+    out = capsys.readouterr().out
+    assert "(images_fingerprint was " in out and "resuming" not in out
+
+
 def test_settings_that_change_no_weight_may_differ(run, images, whole, capsys):
     summary = pretrain(cfg_of(images, data__num_workers=1, checkpoint__keep_prev=True))
     assert "resuming" in capsys.readouterr().out
@@ -298,25 +348,105 @@ def test_settings_that_change_no_weight_may_differ(run, images, whole, capsys):
     assert len(list(run.glob("*.ckpt"))) == 3
 
 
-def test_a_run_that_another_process_trains_is_left_alone(run, images, capsys):
-    hold = (
-        "import sys; from pathlib import Path; from carp_plugin.callbacks.checkpoint import claim\n"
-        f"held = claim(Path({str(run)!r})); print('held', flush=True); sys.stdin.read()"
-    )
+def another_process(script, **options):
+    """Python with carp_plugin, running ``script``."""
     root = str(Path(training.__file__).parent.parent)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *sys.path])}
-    with subprocess.Popen(
-        [sys.executable, "-c", hold],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-    ) as holder:
+    script = (
+        "import sys; from pathlib import Path; from carp_plugin.callbacks.checkpoint import *\n"
+        + script
+    )
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, **options)
+
+
+@contextmanager
+def held(folder):
+    """A run's folder, claimed by another process."""
+    script = f"held = claim(Path({str(folder)!r})); print('held', flush=True); sys.stdin.read()"
+    with another_process(script, stdin=subprocess.PIPE) as holder:
         assert holder.stdout.readline() == "held\n"
-        pretrain(cfg_of(images))
+        yield
         holder.stdin.close()
+
+
+def test_a_run_that_another_process_trains_is_left_alone(run, images, capsys):
+    with held(run):
+        pretrain(cfg_of(images))
     out = capsys.readouterr().out
     assert "another process is training it" in out and "resuming" not in out
+
+
+def test_two_that_find_the_same_run_at_once_do_not_both_train_it(run, images, monkeypatch):
+    monkeypatch.setattr("carp_plugin.resume.in_use", lambda folder: False)  # a moment too early
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    with held(run), pytest.raises(UserError, match="another process is training in .*wait for it"):
+        pretrain(cfg_of(images))
+    assert {path: path.read_bytes() for path in run.iterdir() if path.name != ".lock"} == {
+        path: content for path, content in before.items() if path.name != ".lock"
+    }
+
+
+def test_a_run_holds_its_folder_from_its_first_step(images, monkeypatch):
+    found = []
+
+    class Looks(Callback):
+        def on_train_batch_end(self, trainer, *rest):
+            (folder,) = Path("trained_models/carp").iterdir()
+            with another_process(f"print(in_use(Path({str(folder)!r})))") as other:
+                found.append(other.stdout.read())
+            trainer.should_stop = True
+
+    callbacks = training.TrainingRun.callbacks
+    monkeypatch.setattr(training.TrainingRun, "callbacks", lambda run: [Looks(), *callbacks(run)])
+    pretrain(cfg_of(images, max_epochs=1, limit_train_batches=1))
+    assert found == ["True\n"]
+
+
+def test_ranks_that_found_different_checkpoints_all_end(images):
+    cfg = checked(cfg_of(images))
+    checkpointer = Checkpointer(cfg, Path("runs"), 1, False, {}, resumed=Path("runs/a-ep=1.ckpt"))
+    for found_by_rank_0 in (None, "runs/a-ep=0.ckpt", "runs/a-ep=1.ckpt"):
+        strategy = SimpleNamespace(
+            broadcast=lambda own: found_by_rank_0,  # noqa: B023
+            reduce_boolean_decision=lambda decision, all: decision,
+        )
+        trainer = SimpleNamespace(strategy=strategy, global_rank=1)
+        if found_by_rank_0 == "runs/a-ep=1.ckpt":
+            checkpointer.setup(trainer, None, "fit")
+        else:
+            with pytest.raises(UserError, match="found different checkpoints.*rank 1: runs/a-ep=1"):
+                checkpointer.setup(trainer, None, "fit")
+
+
+# ------------------------------------------------------------------------- a checkpoint asked for by name
+
+
+def test_what_a_checkpoint_keeps_of_its_schedule_is_said(run, images, capsys):
+    newest = str(next(run.glob("*-step=4.ckpt")))
+    changes = {"optimizer__lr": 0.1, "scheduler__min_lr": 0.001, "max_epochs": 3}
+    summary = pretrain(cfg_of(images, resume_from_checkpoint=newest, **changes))
+    (said,) = re.findall("warning: the schedule .*", capsys.readouterr().out)
+    assert "optimizer.lr=0.009375, scheduler.min_lr=0.0;" in said
+    assert summary["steps"] == 3 * STEPS
+
+
+def test_one_of_another_optimizer_or_of_weights_alone_is_refused(run, images):
+    newest = next(run.glob("*-step=4.ckpt"))
+    cfg = cfg_of(images, resume_from_checkpoint=str(newest), optimizer__name="adamw")
+    with pytest.raises(
+        UserError, match="trained with optimizer.name=sgd, whose state adamw cannot"
+    ):
+        pretrain(cfg)
+    weights = Path("weights.ckpt")
+    torch.save({"state_dict": torch.load(newest, weights_only=True)["state_dict"]}, weights)
+    with pytest.raises(UserError, match="holds weights but no pytorch-lightning_version"):
+        pretrain(cfg_of(images, resume_from_checkpoint=str(weights)))
+
+
+def test_the_last_step_is_saved_where_max_steps_ends_training(images):
+    summary = pretrain(cfg_of(images, checkpoint__frequency=10, max_epochs=9, max_steps=STEPS + 2))
+    assert everything(summary)["global_step"] == STEPS + 2
 
 
 # ------------------------------------------------------------------------------------ a full disk

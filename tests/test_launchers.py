@@ -5,12 +5,14 @@ import signal
 import sys
 
 import pytest
+import torch
 
 from carp_plugin.devices import settle_devices
 from carp_plugin.errors import UserError
 from carp_plugin.launchers import another_ended, is_first_of_node, is_main_process
 from tests.helpers import image_folder, small_cfg
 from tests.launching import LAUNCHERS, TRAIN, environment, job, run, wait_until, write_config
+from tests.test_interruption import assert_same
 
 TWO = ["devices=2", "++strategy=ddp", "optimizer.batch_size=4", "++evaluation.enabled=False"]
 
@@ -132,8 +134,10 @@ def test_an_image_that_one_rank_cannot_read_ends_all_and_is_named_once(images, t
 
 
 @pytest.mark.slow
-def test_sigterm_to_the_main_process_ends_both_after_a_checkpoint(images, tmp_path):
-    named = write_config(tmp_path / "configs", images, max_epochs=1000)
+def test_sigterm_ends_both_ranks_after_a_checkpoint_and_resumed_they_end_as_a_whole_run(
+    images, tmp_path
+):
+    named = write_config(tmp_path / "configs", images, max_epochs=60, auto_resume={"enabled": True})
     command = [sys.executable, "-W", "ignore", TRAIN, *named, *TWO]
     with job(tmp_path, (command, environment())) as started:
         wait_until(lambda: list(tmp_path.rglob("*.ckpt")), 150)
@@ -143,3 +147,13 @@ def test_sigterm_to_the_main_process_ends_both_after_a_checkpoint(images, tmp_pa
     assert ended.code == 128 + signal.SIGTERM, ended
     assert ended.err.count("interrupted in epoch") == 1 and "Traceback" not in ended.err
     assert not list(tmp_path.rglob("*.part"))
+    resumed = run(tmp_path, *named, *TWO)
+    assert resumed.code == 0 and resumed.out.count("resuming from") == 1, resumed
+    whole = run(tmp_path, *named, *TWO, "checkpoint.dir=whole")
+    assert whole.code == 0, whole
+    ends = []
+    for folder in ("trained_models", "whole"):
+        (path,) = (tmp_path / folder).rglob("*-ep=59.ckpt")
+        content = torch.load(path, weights_only=True)
+        ends.append({key: content[key] for key in ("state_dict", "optimizer_states")})
+    assert_same(*ends)

@@ -225,6 +225,27 @@ def test_last_epoch_is_saved_whatever_the_frequency(images):
     assert summary["checkpoint"].endswith("ep=3.ckpt")
 
 
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        ({"limit_val_batches": 0.01}, "limit_val_batches"),
+        ({"val_check_interval": 1000}, "val_check_interval"),
+    ],
+)
+def test_what_lightning_refuses_is_one_sentence(changes, says, images):
+    with pytest.raises(UserError, match=f"Lightning refuses these settings: .*{says}"):
+        pretrain(small_cfg(images, max_epochs=1, evaluation={"enabled": False}, **changes))
+
+
+@pytest.mark.parametrize("method", ["carp", "byol"])
+def test_three_classes_are_enough_for_the_momentum_classifier(method, tmp_path):
+    images = image_folder(tmp_path / "three", classes=3)
+    cfg = small_cfg(
+        images, method, max_epochs=1, evaluation={"enabled": False}, momentum__classifier=True
+    )
+    assert pretrain(cfg)["last_epoch"]["train_momentum_acc5"] == 100
+
+
 def test_run_without_labels_or_checkpoint_says_so(images, tmp_path, capsys):
     flat = tmp_path / "flat"
     flat.mkdir()

@@ -23,7 +23,6 @@ for _ in range(4):
     step()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
-PAGES_OF_A_STEP = (8 + 24 + 48 + 96) * 2**20 // 4096
 
 
 def faults(how):
@@ -33,8 +32,8 @@ def faults(how):
 
 @pytest.mark.skipif(not keep_freed_memory(), reason="malloc is not glibc's here")
 def test_a_step_takes_the_pages_of_the_one_before():
-    assert faults("keep") < 0.01 * PAGES_OF_A_STEP
-    assert faults("return") > PAGES_OF_A_STEP  # else this test could not fail
+    kept, returned = faults("keep"), faults("return")
+    assert kept < 0.1 * returned, (kept, returned)
 
 
 @pytest.mark.parametrize("name", DECIDED)

@@ -80,6 +80,28 @@ def test_a_null_node_is_as_if_left_out(tmp_path):
     assert parsed.checkpoint.enabled is False
 
 
+def test_a_null_setting_is_its_default(tmp_path):
+    images = image_folder(tmp_path / "images")
+    parsed = checked(small_cfg(images, seed=None, accumulate_grad_batches=None))
+    assert parsed.seed == 5 and parsed.accumulate_grad_batches == 1
+
+
+def test_images_that_lightning_would_put_in_its_own_order_are_refused(tmp_path):
+    with pytest.raises(UserError, match="overfit_batches must be 0, .*limit_train_batches"):
+        checked(small_cfg(image_folder(tmp_path / "images"), overfit_batches=1))
+
+
+def test_a_card_that_is_not_there_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    images = image_folder(tmp_path / "images")
+    for devices, card in ((3, 2), ([0, 7], 7), ("0,2", 2)):
+        with pytest.raises(
+            UserError, match=f"names card {card}, counted from 0, but 2 are visible"
+        ):
+            checked(small_cfg(images, accelerator="gpu", devices=devices))
+
+
 @pytest.mark.parametrize("key", ["logger", "callbacks", "plugins", "self"])
 def test_what_is_ours_of_the_trainer_is_no_key(key, tmp_path):
     with pytest.raises(UserError, match=f"{key} is not a key of the configuration"):

@@ -1,6 +1,6 @@
 """A real collapse beside a healthy run as the monitor sees them: table 5's last column on the embedded photographs.
 
-python trials/collapse.py                   about two minutes on two cores; a table, and collapse.json
+python trials/collapse.py                   about two minutes on two cores; a table, and a JSON
 python trials/collapse.py --epochs 1 --steps 8        a look at it
 
 Both runs are scripts/pretrain/carp.yaml with the same overrides and the same seed; they differ in the size of a block
@@ -23,7 +23,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from carp_plugin.callbacks.history import write_json
+from benchmarks.common import write_result
 from carp_plugin.cli import saying_mistakes, silence_third_parties
 from carp_plugin.pretrain import pretrain
 from carp_plugin.report import say
@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=32, help="of an epoch")
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--dir", type=Path, default=Path("trained_models/collapse"))
-    parser.add_argument("--json", type=Path, default=Path("collapse.json"))
+    parser.add_argument("--json", type=Path, default=Path("results/trials/collapse.json"))
     args = parser.parse_args()
     silence_third_parties()
     with saying_mistakes():
@@ -111,7 +111,7 @@ def main() -> None:
         say(table(runs))
         for name, result in runs.items():
             say(f"{name}: {'; '.join(result['signs_of_collapse']) or 'no sign of collapse.'}")
-        write_json(args.json, {"prototypes": K, "images": IMAGES, "runs": runs})
+        write_result(args.json, {"prototypes": K, "images": IMAGES, "runs": runs})
         say(f"written to {args.json}")
 
 

@@ -36,10 +36,9 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from benchmarks.common import write_result  # noqa: E402
 from carp_plugin import register  # noqa: E402
-from carp_plugin.callbacks.history import write_json  # noqa: E402
 from carp_plugin.compare.plan import DEFAULTS  # noqa: E402
-from carp_plugin.host import HOST  # noqa: E402
 from carp_plugin.report import say  # noqa: E402
 from tests.helpers import image_folder, small_cfg  # noqa: E402
 from tests.linear_helpers import linear_cfg, write_checkpoint  # noqa: E402
@@ -285,6 +284,12 @@ def _changed(before: Dict[str, str], after: Dict[str, str]) -> List[str]:
     return [name for name in before if after.get(name) != before[name]]
 
 
+def _without(root: str, outcome: Outcome) -> Outcome:
+    """The outcome with another name for the folder that is gone after the trial."""
+    command = [part.replace(root, "FOLDER") for part in outcome.command]
+    return outcome._replace(command=command, said=outcome.said.replace(root, "FOLDER"))
+
+
 def table(outcomes: Sequence[Outcome]) -> Table:
     """One row a class: how many cases, what became of them, and the shortest sentence of a refusal."""
     shown = Table(title="fuzz", show_lines=False)
@@ -314,11 +319,12 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     flags.add_argument(
         "--processes", type=int, default=10, help="run as processes of their own too"
     )
-    flags.add_argument("--json", type=Path, default=Path("fuzz.json"))
+    flags.add_argument("--json", type=Path, default=Path("results/trials/fuzz.json"))
     args = flags.parse_args(arguments)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as root:
         outcomes, lost = fuzz(args.seed, args.configs, args.images, args.processes, Path(root))
+        outcomes = [_without(root, outcome) for outcome in outcomes]
     say(table(outcomes))
     failed = [outcome for outcome in outcomes if not outcome.good]
     for outcome in failed:
@@ -329,14 +335,13 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     hit = {key for outcome in outcomes for key in outcome.keys}
     content = {
         "seed": args.seed,
-        "host": {key: value for key, value in HOST.as_dict().items() if key != "location"},
         "keys": f"{len(hit & set(all_keys()))} of {len(all_keys())}",
         "seconds": seconds,
         "failed": len(failed),
         "lost": lost,
         "cases": [outcome._asdict() for outcome in outcomes],
     }
-    write_json(args.json, content)
+    write_result(args.json, content)
     say(
         f"{len(outcomes)} cases, {len(failed)} failed, {len(lost)} files lost, {seconds} s; written to {args.json}"
     )

@@ -5,8 +5,9 @@ python trials/kills.py --kills 2 --writes 1        a shorter trial
 
 Each kill is SIGKILL, which no process can see coming. The training is main_pretrain.py on tiny images, started anew
 with the same command after every kill; where it ends before all kills are spent, the next run begins in a new folder.
-Every weight, buffer and optimizer state of every run that ended must be, bit for bit, that of the run without kills.
-Prints a table, writes JSON, and exits with 1 if a run differs, fails or loses a checkpoint.
+Every weight, buffer and optimizer state of every run that ended must be, bit for bit, that of the run without kills;
+where a whole checkpoint was left, the next process must go on from it and not begin anew, and no kill may set back what
+was saved. Prints a table, writes JSON, and exits with 1 if one of these is not so.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Set
 
 import torch
 from omegaconf import OmegaConf
@@ -27,8 +28,8 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.common import write_result
 from carp_plugin.callbacks.checkpoint import damage
-from carp_plugin.callbacks.history import write_json
 from carp_plugin.evaluation.state import place_in_name
 from carp_plugin.linear import fingerprint
 from carp_plugin.report import say
@@ -58,6 +59,9 @@ class Trial:
         self.kills: List[Dict[str, Any]] = []
         self.ended: List[Dict[str, str]] = []
         self.startup = self.seconds = 0.0
+        self.resumed = self.begun_anew = self.set_back = 0
+        self._had: List[Path] = []
+        self._homes: Set[Path] = set()
 
     @property
     def folder(self) -> Path:
@@ -66,6 +70,8 @@ class Trial:
 
     def start(self) -> subprocess.Popen:
         """The command, the same every time."""
+        self._had = [path for path in self.checkpoints() if damage(path) is None]
+        self._homes = set(self._locks())
         command = [sys.executable, str(ROOT / "main_pretrain.py"), "--config-path", str(self.home)]
         command += ["--config-name", "run", f"checkpoint.dir={self.folder}"]
         with open(self.home / "log.txt", "w") as log:
@@ -74,6 +80,18 @@ class Trial:
     def checkpoints(self, pattern: str = "*.ckpt") -> List[Path]:
         """Of the present run, the furthest last."""
         return sorted(self.folder.rglob(pattern), key=place_in_name)
+
+    def _locks(self) -> List[Path]:
+        """One in the folder of every process that began to train."""
+        return list(self.folder.rglob(".lock"))
+
+    def account(self) -> None:
+        """Notes what the process that has just ended made of the checkpoints it found."""
+        self.resumed += "resuming from" in (self.home / "log.txt").read_text()
+        if self._had:
+            self.begun_anew += bool(set(self._locks()) - self._homes)
+            left = [place_in_name(path) for path in self.checkpoints() if damage(path) is None]
+            self.set_back += max(left, default=(-1, 0.0)) < place_in_name(self._had[-1])
 
     def untouched(self) -> Dict[str, str]:
         """A run without a kill; also learns how long things take."""
@@ -89,6 +107,7 @@ class Trial:
         self.seconds = time.monotonic() - started
         if process.returncode:
             raise SystemExit(f"a run failed:\n{(self.home / 'log.txt').read_text()}")
+        self.account()
         ended = prints(self.checkpoints()[-1])
         shutil.rmtree(self.folder)
         self.runs += 1
@@ -114,6 +133,7 @@ class Trial:
             if at is not None and process.returncode == -9:
                 break
             self.ended.append(self._finish(process, started))
+        self.account()
         torn = self.checkpoints(_WRITING)
         whole = [path for path in self.checkpoints() if damage(path) is None]
         self.kills.append(
@@ -180,7 +200,7 @@ def table(result: Dict[str, Any]) -> Table:
     same = sum(one == reference for one in ended)
     shown = Table(
         title=f"{len(result['kills'])} kills; {same} of {len(ended)} runs ended with the weights and the optimizer "
-        f"of the run without kills, {reference['weights'][:12]}"
+        f"of the run without kills, {reference['weights'][:12]}; {result['resumed']} processes resumed"
     )
     for column in ("kill", "after, s", "the process was", "checkpoints left", "damaged"):
         shown.add_column(column, justify="right" if "," in column else "left")
@@ -211,7 +231,16 @@ def trial(kills: int, writes: int, epochs: int, seed: int, home: Path) -> Dict[s
         "ended": one.ended,
         "all_equal": all(ended == untouched for ended in one.ended),
         "damaged": sum(kill["damaged"] for kill in one.kills),
+        "resumed": one.resumed,
+        "begun anew beside a whole checkpoint": one.begun_anew,
+        "set back": one.set_back,
     }
+
+
+def good(result: Dict[str, Any]) -> bool:
+    """Whether the trial showed what it is to show."""
+    wrong = ("damaged", "begun anew beside a whole checkpoint", "set back")
+    return result["all_equal"] and result["resumed"] > 0 and not any(result[key] for key in wrong)
 
 
 def main() -> int:
@@ -221,15 +250,15 @@ def main() -> int:
     parser.add_argument("--writes", type=int, default=10, help="while a checkpoint is written")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, default=Path("kills.json"))
+    parser.add_argument("--json", type=Path, default=Path("results/trials/kills.json"))
     args = parser.parse_args()
     home = Path(tempfile.mkdtemp(prefix="kills-"))
     result = trial(args.kills, args.writes, args.epochs, args.seed, home)
     say(table(result))
-    write_json(args.json, result)
+    write_result(args.json, result)
     say(f"written to {args.json}")
-    if not result["all_equal"] or result["damaged"]:
-        say(f"error: a run differs or a checkpoint is damaged; see {home}", "red")
+    if not good(result):
+        say(f"error: a run differs, or a checkpoint was damaged or not used; see {home}", "red")
         return 1
     shutil.rmtree(home)
     return 0

@@ -1,6 +1,6 @@
 """CARP's loss on 1, 2 and 4 ranks against one process on the concatenated batch: deviations, and what is sent.
 
-python trials/ranks.py                     a table, and ranks.json in the working directory
+python trials/ranks.py                     a table, and results/trials/ranks.json
 python trials/ranks.py --json PATH --prototypes 65536 --partition 512 --images 64
 
 Every rank is a process of its own on the CPU, joined by gloo, with different images. Deviations are relative, in norm,
@@ -24,7 +24,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from carp_plugin.callbacks.history import write_json
+from benchmarks.common import write_result
 from carp_plugin.losses import carp_loss_func, carp_objective_func
 from carp_plugin.report import say
 from tests.distributed import Collectives, run_on_ranks
@@ -189,7 +189,9 @@ def main() -> None:
     parser.add_argument("--partition", type=int, default=512, help="B, divides K")
     parser.add_argument("--images", type=int, default=32, help="N, of a rank")
     parser.add_argument("--dim", type=int, default=64, help="D, size of an embedding")
-    parser.add_argument("--json", type=Path, default=Path("ranks.json"), help="where the rows go")
+    parser.add_argument(
+        "--json", type=Path, default=Path("results/trials/ranks.json"), help="where the rows go"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)  # as the ranks have
     size = Size(options.prototypes, options.partition, options.images, options.dim)
@@ -197,7 +199,7 @@ def main() -> None:
     for world_size in track(options.ranks, description="ranks"):
         rows += rows_of(size, world_size)
     say(table_of(rows, size))
-    write_json(options.json, {"size": size._asdict(), "rows": rows})
+    write_result(options.json, {"size": size._asdict(), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ import torch.nn as nn
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from carp_plugin.callbacks.history import write_json
+from carp_plugin.callbacks.host_state import make_room
 from carp_plugin.errors import UserError
-from carp_plugin.evaluation.state import fit, place_in_name, read_checkpoint, read_state_dict
+from carp_plugin.evaluation.state import fit, place_in_name, read_checkpoint
 from carp_plugin.host import Checkpointer as HostCheckpointer
 
 #: Checkpoints of a run that stay where ``checkpoint.keep_prev`` does not keep them all: the newest, and the one before
@@ -27,7 +28,11 @@ from carp_plugin.host import Checkpointer as HostCheckpointer
 KEPT = 2
 
 _UNFINISHED = ".part"
+_DAMAGED = ".damaged"
 _LOCK = ".lock"
+
+#: What a checkpoint of Lightning's holds besides the weights, without which training cannot go on.
+_OF_TRAINING = ("pytorch-lightning_version", "optimizer_states", "lr_schedulers", "loops")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -112,22 +117,55 @@ class Checkpointer(HostCheckpointer):
         self.keep_all, self.args_json, self.resumed = keep_prev, args, resumed
         self._claim: Optional[IO[str]] = None
 
+    def setup(self, trainer: Any, module: Any, stage: str) -> None:
+        """All ranks go on from the same checkpoint; Lightning restores it after this.
+
+        Raises:
+            UserError: on every rank, if one of them found another checkpoint than rank 0 did, or none.
+        """
+        own = None if self.resumed is None else str(self.resumed)
+        first = trainer.strategy.broadcast(own)
+        if trainer.strategy.reduce_boolean_decision(own != first, all=False):
+            raise UserError(
+                f"the processes of this run found different checkpoints to resume from (rank {trainer.global_rank}: "
+                f"{own or 'none'}); all must see the same checkpoint.dir, in which no other process trains this run."
+            )
+
     def initial_setup(self, trainer: Any) -> None:
-        """The run's folder: a new one, or its own again."""
+        """The run's folder, a new one or its own again, which no other process may train in meanwhile.
+
+        Raises:
+            UserError: on every rank, if another process does.
+        """
         if self.resumed is None:
             super().initial_setup(trainer)
-            return
-        self.path = self.resumed.parent
-        self.ckpt_placeholder = self.resumed.name.rsplit("-ep=", 1)[0] + "-ep={}.ckpt"
-        self.last_ckpt = str(self.resumed)
-        if trainer.is_global_zero:
-            for unfinished in self.path.glob(
-                f"*{_UNFINISHED}"
-            ):  # of a process killed while it wrote
-                unfinished.unlink(missing_ok=True)
-
+            # its name is drawn, by every rank for itself
+            names = (str(self.path), self.ckpt_placeholder)
+            path, self.ckpt_placeholder = trainer.strategy.broadcast(names)
+            self.path = Path(path)
+        else:
+            self.path = self.resumed.parent
+            self.ckpt_placeholder = self.resumed.name.rsplit("-ep=", 1)[0] + "-ep={}.ckpt"
+            self.last_ckpt = str(self.resumed)
+        taken = False
         if trainer.is_global_zero:
             self._claim = claim(self.path)
+            taken = self._claim is None
+        if trainer.strategy.reduce_boolean_decision(taken, all=False):
+            raise UserError(
+                f"another process is training in {self.path}; wait for it, or begin anew with "
+                "auto_resume.enabled=False."
+            )
+        if trainer.is_global_zero and self.resumed is not None:
+            self._tidy(self.resumed)
+
+    def _tidy(self, resumed: Path) -> None:
+        """What a killed process left half-written goes; what was passed over as damaged gets another name."""
+        for unfinished in self.path.glob(f"*{_UNFINISHED}"):
+            unfinished.unlink(missing_ok=True)
+        for path in self._written():
+            if place_in_name(path) > place_in_name(resumed):
+                path.replace(path.with_name(path.name + _DAMAGED))
 
     def save_args(self, trainer: Any) -> None:
         """Writes the configuration, interpolations resolved, for evaluations and for whoever resumes."""
@@ -181,7 +219,8 @@ class Checkpointer(HostCheckpointer):
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
         """Saves when the epoch is due, or the last one."""
         epoch = trainer.current_epoch
-        if epoch % self.frequency == 0 or epoch + 1 == trainer.max_epochs or trainer.should_stop:
+        last = epoch + 1 == trainer.max_epochs or 0 < trainer.max_steps <= trainer.global_step
+        if epoch % self.frequency == 0 or last or trainer.should_stop:
             self.save(trainer)
 
 
@@ -228,11 +267,20 @@ def damage(path: Path) -> Optional[str]:
 
 
 def check_checkpoint(path: Path, model: nn.Module) -> None:
-    """Checks that a checkpoint holds the tensors of the model, all of them and no others.
+    """Checks that training can go on from a checkpoint: it holds all tensors of the model, no others, and the rest.
 
     Raises:
-        UserError: the file is torn or no checkpoint, or its tensors are another model's.
+        UserError: the file is torn, no checkpoint of a training, or its tensors are another model's.
     """
-    result = fit(model.state_dict(), read_state_dict(path))
+    content = read_checkpoint(path)
+    lacking = [key for key in _OF_TRAINING if key not in content]
+    if lacking:
+        raise UserError(
+            f"the checkpoint {path} holds weights but no {lacking[0]}, so training cannot go on from it; "
+            "give one that main_pretrain.py wrote."
+        )
+    state = content["state_dict"]
+    make_room(model, state)
+    result = fit(model.state_dict(), state)
     if result.complaint():
         raise UserError(f"the checkpoint {path} is of another model: {result.complaint()}.")

@@ -137,7 +137,8 @@ class CollapseMonitor(Callback):
         """The metrics to log, and the means of the terms over the end of the epoch."""
         metrics = {}
         if self._features:
-            rows = torch.cat([some.float() for some in self._features])[-FEATURE_ROWS:]
+            # those that a checkpoint brought back are on the CPU
+            rows = torch.cat([some.float().cpu() for some in self._features])[-FEATURE_ROWS:]
             metrics["train_feature_rank"] = effective_rank(rows)
             metrics["train_feature_rows"] = float(len(rows))
         if self._embeddings is not None and not z_std_is_logged:
@@ -145,7 +146,9 @@ class CollapseMonitor(Callback):
             metrics["train_z_std"] = float(unit.std(dim=0, correction=0).mean())
         last = list(self._end)[-max(1, math.ceil(self._steps / END_SHARE)) :]
         end = {
-            key: float(torch.stack([step[key] for step in last]).mean()) for key in _TERMS if last
+            key: float(torch.stack([step[key].cpu() for step in last]).mean())
+            for key in _TERMS
+            if last
         }
         return metrics, end
 

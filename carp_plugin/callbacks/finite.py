@@ -132,7 +132,7 @@ class FiniteLoss(Callback):
             )
         if spoilt_of.any():
             return f"{what}, nor is an image of the batch", "look at the images and augmentations"
-        change = "lower optimizer.lr or lengthen scheduler.warmup_epochs"
+        change = "begin anew with a lower optimizer.lr or a longer scheduler.warmup_epochs"
         return what, change + (
             ", or set precision=32-true" if "16" in str(trainer.precision) else ""
         )
@@ -152,8 +152,10 @@ class FiniteLoss(Callback):
             return (
                 f"no checkpoint was written, for {bad or 'a tensor'} is not finite already; {kept}."
             )
-        # The folder is rank 0's: its name is drawn by each rank for itself.
-        path = trainer.strategy.broadcast(str(self.checkpointer.save_within_epoch(trainer)))
+        try:
+            path = self.checkpointer.save_within_epoch(trainer)
+        except UserError as error:  # a full disk, say
+            return f"the state before that step could not be saved: {error}"
         return f"the state before that step is saved in {path}."
 
 

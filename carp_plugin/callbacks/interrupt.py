@@ -49,6 +49,7 @@ class StopsInPeace(Callback):
         self._before: Dict[int, Any] = {}
         self._listening = False
         self._safe = False
+        self._whole_step = True
 
     def setup(self, trainer: Any, module: Any, stage: str) -> None:
         """Remembers what signals did before Lightning set handlers of its own."""
@@ -88,11 +89,19 @@ class StopsInPeace(Callback):
             self._save_within_epoch(trainer)
             raise KeyboardInterrupt
 
+    def on_train_batch_end(
+        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._whole_step = (batch_idx + 1) % self.accumulated == 0 or trainer.is_last_batch
+
     def on_validation_batch_start(
         self, trainer: Any, module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Saves if the run was told to stop; in the check before training there is nothing to save."""
-        if self._safe or not self._told(trainer, batch_idx):
+        """Saves if the run was told to stop; in the check before training there is nothing to save.
+
+        Nor is there where gradients are accumulated, which a checkpoint does not hold: the step is finished first.
+        """
+        if self._safe or not self._whole_step or not self._told(trainer, batch_idx):
             return
         if trainer.sanity_checking:
             raise KeyboardInterrupt

@@ -176,11 +176,11 @@ def epoch_loader(dataset: Dataset, batch_size: int, num_workers: int, seed: int)
         pin_memory=torch.cuda.is_available(),
         drop_last=True,
         generator=torch.Generator(),  # or a loader would draw from the one that training draws from
-        worker_init_fn=_leave_signals,
+        worker_init_fn=leave_signals,
     )
 
 
-def _leave_signals(worker: int) -> None:
+def leave_signals(worker: int) -> None:
     """Ctrl-C and SIGTERM reach a whole group of processes; what to do is the training process's to decide."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -5,12 +5,13 @@ Training goes on without a few bad files (``data.max_bad_fraction``); evaluation
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, List, Optional, Set, Tuple, Union
+from typing import Any, List, Optional, Sequence, Set, Tuple, Union
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ MAX_BAD_FRACTION = 0.01
 
 _NAMED = 5  # files in a sentence
 _SAMPLED = 64  # files whose headers tell the sizes of a data set
+_SIZED = 1000  # files whose sizes tell one data set from another of the same names
 
 # Pillow advises to convert such images to RGBA; the transparency is dropped knowingly (see to_rgb).
 warnings.filterwarnings("ignore", message="Palette images with Transparency")
@@ -194,6 +196,12 @@ class NamesBadImages(Dataset):
             return str(Path(self.dataset.root) / self.dataset.images[index])
         return f"number {index}"
 
+    def files(self) -> List[str]:
+        """Paths of all images, in their order; none where images have no files of their own."""
+        if not self._flat and not hasattr(self.dataset, "samples"):
+            return []
+        return [self.path(index) for index in range(len(self))]
+
     @property
     def root(self) -> str:
         """Folder of the images, as the user gave it."""
@@ -207,12 +215,33 @@ class NamesBadImages(Dataset):
         return [size for i in range(0, len(self), step) if (size := _size(self.path(i)))]
 
 
-def verdict_of(loader: Any) -> Optional[str]:
-    """:meth:`NamesBadImages.verdict` of a loader's data set, whatever is wrapped around it; None for other loaders."""
+def named_images(loader: Any) -> Optional[NamesBadImages]:
+    """The images of a loader, whatever is wrapped around them; None for loaders of others."""
     dataset = getattr(loader, "dataset", None)
     while dataset is not None and not isinstance(dataset, NamesBadImages):
         dataset = getattr(dataset, "dataset", None)
-    return None if dataset is None else dataset.verdict()
+    return dataset
+
+
+def verdict_of(loader: Any) -> Optional[str]:
+    """:meth:`NamesBadImages.verdict` of a loader's images; None for loaders of others."""
+    named = named_images(loader)
+    return None if named is None else named.verdict()
+
+
+def fingerprint(paths: Sequence[str], root: str) -> str:
+    """What tells two sets of files apart: a hash of all names and of the sizes of some 1,000 files spread over them.
+
+    Args:
+        paths: of the files, in the order of the data set.
+        root: their folder, whose own name does not count.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path[len(root) :].encode("utf-8", "surrogateescape") + b"\0")
+    for path in paths[:: max(1, len(paths) // _SIZED)]:
+        digest.update(str(os.stat(path).st_size).encode() + b"\0")
+    return digest.hexdigest()[:16]
 
 
 def is_image_name(name: str) -> bool:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from carp_plugin.data.dali import naming_dali_failures
-from carp_plugin.data.epochs import epoch_loader
+from carp_plugin.data.epochs import epoch_loader, leave_signals
 from carp_plugin.data.images import NamesBadImages
 from carp_plugin.data.loaders import (
     check_batch,
@@ -79,6 +79,7 @@ def labelled_data(cfg: DictConfig, pretraining: DictConfig) -> LabelledData:
     _warn_of_sizes(cfg, named_train, named)
     # The host's validation loader neither shuffles nor drops.
     val = prepare_classification_dataloaders(named, named, batch_size=size, num_workers=workers)[1]
+    val.worker_init_fn = leave_signals
     if cfg.data.format == "dali":
         return LabelledData(_dali(cfg, val), val, len(train_set), len(val_set))
     train = epoch_loader(named_train, size, workers, cfg.seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Callable, Optional, Tuple
+from typing import Any, Callable, List, Optional, Tuple
 
 import lightning.pytorch as pl
 from omegaconf import DictConfig
@@ -12,10 +12,12 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 
 from carp_plugin.data.dali import naming_dali_failures
-from carp_plugin.data.epochs import epoch_loader
+from carp_plugin.data.epochs import epoch_loader, leave_signals
 from carp_plugin.data.images import (
     MAX_BAD_FRACTION,
     NamesBadImages,
+    fingerprint,
+    named_images,
     verdict_of,
 )
 from carp_plugin.devices import is_main_process
@@ -137,14 +139,14 @@ def labelled_loaders(cfg: DictConfig) -> Optional[Tuple[DataLoader, DataLoader]]
         if crop is not None:
             warn_of_sizes(named, crop, f"the central crop of {crop} px pads them with black")
         nothing = Subset(named, [0])  # the host wants a training set, whose loader is not used
-        both.append(
-            prepare_classification_dataloaders(
-                nothing,
-                named,
-                batch_size=cfg.optimizer.batch_size,
-                num_workers=cfg.data.num_workers,
-            )[1]
-        )
+        loader = prepare_classification_dataloaders(
+            nothing,
+            named,
+            batch_size=cfg.optimizer.batch_size,
+            num_workers=cfg.data.num_workers,
+        )[1]
+        loader.worker_init_fn = leave_signals
+        both.append(loader)
     return both[0], both[1]
 
 
@@ -242,8 +244,26 @@ def check_batch(cfg: DictConfig, images: int) -> None:
 
 def count_files(cfg: DictConfig) -> int:
     """Number of files that DALI's reader will serve."""
+    return len(_files(cfg))
+
+
+def _files(cfg: DictConfig) -> List[str]:
     pattern = "*" if cfg.data.no_labels else "*/*"
-    return sum(path.is_file() for path in Path(cfg.data.train_path).glob(pattern))
+    return sorted(str(path) for path in Path(cfg.data.train_path).glob(pattern) if path.is_file())
+
+
+def fingerprint_of(cfg: DictConfig, train: Any) -> Optional[str]:
+    """Tells the training images from others in the same place; None for data sets that are known by their names.
+
+    Args:
+        cfg: parsed configuration.
+        train: training loader, or a DALI data module.
+    """
+    named = named_images(train)
+    files = _files(cfg) if cfg.data.format == "dali" else named.files() if named else []
+    if not files and cfg.data.train_path and Path(cfg.data.train_path).is_file():
+        files = [str(cfg.data.train_path)]
+    return fingerprint(files, str(cfg.data.train_path)) if files else None
 
 
 def read_data(build: Callable[[], Any]) -> Any:

@@ -22,6 +22,7 @@ from carp_plugin import register
 from carp_plugin.errors import UserError, did_you_mean
 from carp_plugin.evaluation.state import (
     NETWORKS,
+    TRAINING_BUFFERS,
     current_names,
     epoch_in_name,
     find_checkpoint,
@@ -29,17 +30,6 @@ from carp_plugin.evaluation.state import (
     read_checkpoint,
 )
 from carp_plugin.host import BACKBONES, METHODS, omegaconf_select
-
-#: Buffers that a method of the hosts makes only while it trains: SwAV's queue, DeepClusterV2's memory, All4One's cache
-#: of a positional encoding. A checkpoint holds them and a freshly built method does not. No backbone or projector reads
-#: them, so that they may be left over, under exactly these names, and the sentence names them. Any other tensor that is
-#: left over is an error.
-TRAINING_BUFFERS = (
-    "queue",
-    "local_memory_index",
-    "local_memory_embeddings",
-    "pos_enc.penc.penc.cached_penc",
-)
 
 #: DINO calls its projector head.
 _PROJECTOR = {

@@ -40,6 +40,17 @@ _CONTAINERS: List[Any] = [
     list,
 ]
 
+#: Buffers that a method of the hosts makes only while it trains: SwAV's queue, DeepClusterV2's memory, All4One's cache
+#: of a positional encoding. A checkpoint holds them and a freshly built method does not. No backbone or projector reads
+#: them, so that they may be left over, under exactly these names, and the sentence names them. Any other tensor that is
+#: left over is an error.
+TRAINING_BUFFERS = (
+    "queue",
+    "local_memory_index",
+    "local_memory_embeddings",
+    "pos_enc.penc.penc.cached_penc",
+)
+
 
 def find_checkpoint(path: Union[str, Path]) -> Path:
     """The checkpoint that a path means.

@@ -25,6 +25,7 @@ from solo.data.pretrain_dataloader import (
     prepare_datasets,
 )
 from solo.methods import METHODS
+from solo.methods import base as _base
 from solo.methods import linear as _linear
 from solo.methods.base import BaseMethod, BaseMomentumMethod
 from solo.methods.linear import LinearModel
@@ -84,6 +85,7 @@ except ImportError:
 BACKBONES = BaseMethod._BACKBONES
 
 _linear.accuracy_at_k = within_classes(_linear.accuracy_at_k)
+_base.accuracy_at_k = within_classes(_base.accuracy_at_k)
 
 # Of the checkout's own main_pretrain.py; carp_plugin has a resumer that compares everything. The host's ignores what
 # makes two runs of a method different; it compares these as well.

@@ -246,6 +246,8 @@ def _fused_pass(
         consistency, entropy_gap = z_RD.new_zeros(()), z_RD.new_zeros(())
         grad_z_RD = torch.zeros_like(z_RD) if wanted[0] else None
         grad_C_KD = torch.empty_like(C_KD, dtype=z_RD.dtype) if wanted[1] else None
+        # Row r of student views 0 and 1 is compared with row r of the teacher's views 1 and 0.
+        w_RD = torch.cat([w_RD[layout.images :], w_RD[: layout.images]])
         space = _Workspace(z_RD)
         for first in range(0, layout.blocks, per_chunk):
             chunk = slice(first, min(first + per_chunk, layout.blocks))
@@ -268,7 +270,7 @@ def _fused_pass(
             if grad_C_KD is not None:
                 # A prototype is in exactly one block, so every row is written exactly once.
                 grad_rows = space.get("gradient rows", *C_chunk.shape)
-                grad_C_KD.index_copy_(0, index, torch.mm(grad_logits.T, z_RD, out=grad_rows))
+                grad_C_KD[index] = torch.mm(grad_logits.T, z_RD, out=grad_rows)
         consistency /= layout.pairs * layout.images * layout.blocks
         terms = CARPLossTerms(consistency, entropy_gap / layout.blocks, mean_PB)
     return _Pass(terms, grad_z_RD, grad_C_KD)
@@ -278,8 +280,7 @@ class _Assignments(NamedTuple):
     logits_RCB: Tensor
     probs_RCB: Tensor
 
-    def of_view(self, view: int, images: int) -> "_Assignments":
-        rows = slice(view * images, (view + 1) * images)
+    def of(self, rows: slice) -> "_Assignments":
         return _Assignments(self.logits_RCB[rows], self.probs_RCB[rows])
 
 
@@ -322,17 +323,17 @@ def _log_overlap_and_gradient(
 ) -> Tensor:
     """The sum of log <s_i, t_j> over pairs, images and the blocks of the chunk: ().
 
-    With weights, the gradient of the weighted terms is written over the student logits.
+    With weights, the gradient of the weighted terms is written over the student logits. N in the names here is the
+    rows of a group (`_groups`).
     """
     log_overlap = mean_CB.new_zeros(())
     if weights is not None:
         pull = weights[0] / (layout.pairs * layout.images * layout.blocks)
         slope_CB = _log_over_uniform(mean_CB) * (weights[1] / (layout.rows * layout.blocks))
-    for i in range(layout.views):
-        own = student.of_view(i, layout.images)
+    for rows, others in _groups(layout):
+        own = student.of(rows)
         joint = [
-            _overlap(own, teacher.of_view(j, layout.images), space, f"joint {j}")
-            for j in partners(i)
+            _overlap(own, teacher.of(other), space, f"joint {j}") for j, other in enumerate(others)
         ]
         log_overlap += sum(log_NC.sum() for _, _, log_NC in joint)
         if weights is None:
@@ -344,6 +345,17 @@ def _log_overlap_and_gradient(
         for joint_NCB, total_NC, _ in joint:
             grad_NCB.addcmul_(joint_NCB, (-pull / total_NC).unsqueeze(-1))
     return log_overlap
+
+
+def _groups(layout: _Layout) -> Iterator[Tuple[slice, Tuple[slice, ...]]]:
+    """Rows of the student, with the rows of the teacher (its view 1 first) that they are compared with.
+
+    Each large view has one partner, so both are one group: half the calls. A small view has two.
+    """
+    N = layout.images
+    yield slice(0, 2 * N), (slice(0, 2 * N),)
+    for i in range(2, layout.views):
+        yield slice(i * N, (i + 1) * N), (slice(0, N), slice(N, 2 * N))
 
 
 def _overlap(
@@ -474,12 +486,13 @@ def _may_look(tensor: Tensor) -> bool:
 def _blocks_per_chunk(layout: _Layout, z_RD: Tensor) -> int:
     """C, the blocks of a chunk: as many as the memory target has room for, at least one, at most P.
 
-    A prototype of a chunk takes a logit and a probability in each of the V + 2 streams of N images, their
-    product with up to two teacher views, and three rows of D: the student's, the teacher's, the gradient.
+    A prototype of a chunk takes a logit and a probability in each of the V + 2 streams of N images, the products
+    of `_groups` (2 N, and N more for small views), and three rows of D: the student's, the teacher's, the gradient.
     So the pass needs the target, whatever N * K is, until one block alone is larger: B = 65,536 at N = 512
     takes 1.5 GB. Blocks are not split, since a softmax needs its whole row.
     """
-    per_prototype = layout.images * (2 * (layout.views + 2) + 2) + 3 * z_RD.shape[1]
+    products = 2 if layout.views == 2 else 3
+    per_prototype = layout.images * (2 * (layout.views + 2) + products) + 3 * z_RD.shape[1]
     target = CHUNK_BYTES_CPU if z_RD.device.type == "cpu" else CHUNK_BYTES_ACCELERATOR
     fitting = target // (per_prototype * layout.block_size * z_RD.element_size())
     return min(max(1, fitting), layout.blocks)

@@ -92,7 +92,10 @@ def settings(images, **changes):
             {"term": "entropy_gap"},
             r"the entropy gap is not finite \(largest finite logit [\d.]+; 0 of 16",
         ),
-        ({"classifier": True}, "the online classifier's loss is not finite .*; lower optimizer.lr"),
+        (
+            {"classifier": True},
+            "the online classifier's loss is not finite .*; begin anew with a lower optimizer.lr",
+        ),
     ],
 )
 def test_training_stops_before_the_step_and_saves_what_was_good(how, says, images, monkeypatch):
@@ -118,7 +121,9 @@ def test_what_was_saved_goes_on(images, monkeypatch):
 
 
 def test_a_huge_learning_rate_leaves_finite_checkpoints_only(images):
-    with pytest.raises(UserError, match="not finite.*; lower optimizer.lr") as error:
+    with pytest.raises(
+        UserError, match="not finite.*; begin anew with a lower optimizer.lr"
+    ) as error:
         pretrain(settings(images, optimizer__lr=1e30))
     said = str(error.value)
     left = list(Path("trained_models").rglob("*.ckpt"))

@@ -35,7 +35,7 @@ def test_more_blocks_of_less():
 def test_what_a_pass_holds_is_what_the_rule_counts(views, prototypes, monkeypatch):
     """Its buffers fill the target as far as whole blocks do, however many prototypes there are."""
     images, size, dim = 5, 16, 7
-    per_block = size * 4 * (images * (2 * views + 6) + 3 * dim)
+    per_block = size * 4 * (images * (2 * (views + 2) + views) + 3 * dim)  # 2 views or 3
     monkeypatch.setattr(carp, "CHUNK_BYTES_CPU", 3 * per_block + per_block // 2)
     spaces = []
 

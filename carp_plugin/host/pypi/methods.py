@@ -17,7 +17,7 @@ from solo.utils import backbones as _timm_backbones
 from solo.utils.momentum import MomentumUpdater, initialize_momentum_params
 
 from carp_plugin.errors import UserError, did_you_mean
-from carp_plugin.host.common import keys_in_source
+from carp_plugin.host.common import keys_in_source, within_classes
 from carp_plugin.host.pypi import optim
 from carp_plugin.host.pypi.config import with_defaults
 from carp_plugin.host.pypi.knn import WeightedKNNClassifier
@@ -26,6 +26,8 @@ BACKBONES = {
     name: getattr(torchvision.models if name.startswith("resnet") else _timm_backbones, name)
     for name in _base.BaseMethod._SUPPORTED_ENCODERS
 }
+
+_base.accuracy_at_k = within_classes(_base.accuracy_at_k)
 
 _BASE_DEFAULTS: Dict[str, Any] = {
     "backbone.kwargs": {},
