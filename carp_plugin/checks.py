@@ -244,8 +244,7 @@ def _check_image_folder(key: str, root: Path, flat: bool) -> None:
             "or set data.no_labels=True for a flat folder of unlabelled images."
         )
     for name in [] if flat else classes:
-        if not os.access(root / name, os.R_OK | os.X_OK):
-            raise UserError(f"the folder {root / name} cannot be listed; check its permissions.")
+        _folders(root / name)  # os.walk passes over in silence what may not be listed
         files = (file for _, _, files in os.walk(root / name, followlinks=True) for file in files)
         if not any(map(is_class_image_name, files)):
             raise UserError(

@@ -137,7 +137,7 @@ def test_an_image_that_one_rank_cannot_read_ends_all_and_is_named_once(images, t
 def test_sigterm_ends_both_ranks_after_a_checkpoint_and_resumed_they_end_as_a_whole_run(
     images, tmp_path
 ):
-    named = write_config(tmp_path / "configs", images, max_epochs=60, auto_resume={"enabled": True})
+    named = write_config(tmp_path / "configs", images, max_epochs=16, auto_resume={"enabled": True})
     command = [sys.executable, "-W", "ignore", TRAIN, *named, *TWO]
     with job(tmp_path, (command, environment())) as started:
         wait_until(lambda: list(tmp_path.rglob("*.ckpt")), 150)
@@ -153,7 +153,7 @@ def test_sigterm_ends_both_ranks_after_a_checkpoint_and_resumed_they_end_as_a_wh
     assert whole.code == 0, whole
     ends = []
     for folder in ("trained_models", "whole"):
-        (path,) = (tmp_path / folder).rglob("*-ep=59.ckpt")
+        (path,) = (tmp_path / folder).rglob("*-ep=15.ckpt")
         content = torch.load(path, weights_only=True)
         ends.append({key: content[key] for key in ("state_dict", "optimizer_states")})
     assert_same(*ends)

@@ -76,6 +76,7 @@ def test_every_recipe_composes_and_is_parsed_by_the_host(path, images, checkpoin
     assert cfg.pretrain_method == methods[path.stem]
     # a checkpoint, a device and, where it is a folder, data of this test stand in for the user's
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cfg.accelerator == "gpu")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     OmegaConf.set_struct(cfg, False)
     cfg.pretrained_feature_extractor, cfg.pretrain_method = str(checkpoint), "swav"
     cfg.data.prepare = None

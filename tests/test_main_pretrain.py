@@ -453,7 +453,7 @@ MISTAKES = [
         r"no CUDA device is visible; add accelerator=cpu",
     ),
     ("devices that are none", ["devices=all"], r"devices=all cannot be read"),
-    ("unknown precision", ["++precision=15"], r"trainer refuses these settings"),
+    ("unknown precision", ["++precision=15"], r"Lightning refuses these settings"),
     (
         "one view",
         ["augmentations.0.num_crops=1"],

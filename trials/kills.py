@@ -164,12 +164,16 @@ class Trial:
     def while_writing(self) -> None:
         """Kills while a checkpoint is on its way to the disk."""
         left_by_others = set(self.checkpoints(_WRITING))
-        wait = self.random.uniform(0, 0.05)
+        part = self.random.uniform(0, 0.8)  # of the time that a write takes
+        wait = 0.05 * part
         seen: List[float] = []
 
         def due(now: float) -> Optional[str]:
+            nonlocal wait
             if not set(self.checkpoints(_WRITING)) - left_by_others:
-                seen.clear()  # written faster than that: the next one
+                if seen:  # written faster than that: the next one
+                    wait = part * (seen[-1] - seen[0])
+                    seen.clear()
                 return None
             seen.append(now)
             return "writing a checkpoint" if now >= seen[0] + wait else None

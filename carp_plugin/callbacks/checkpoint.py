@@ -114,6 +114,8 @@ class Checkpointer(HostCheckpointer):
         resumed: Optional[Path] = None,
     ) -> None:
         super().__init__(cfg, logdir, frequency, keep_prev)
+        self.path: Path  # of the run's folder
+        self.ckpt_placeholder: str  # name of a checkpoint, with {} for its place
         self.keep_all, self.args_json, self.resumed = keep_prev, args, resumed
         self._claim: Optional[IO[str]] = None
 
@@ -273,14 +275,14 @@ def check_checkpoint(path: Path, model: nn.Module) -> None:
         UserError: the file is torn, no checkpoint of a training, or its tensors are another model's.
     """
     content = read_checkpoint(path)
-    lacking = [key for key in _OF_TRAINING if key not in content]
-    if lacking:
-        raise UserError(
-            f"the checkpoint {path} holds weights but no {lacking[0]}, so training cannot go on from it; "
-            "give one that main_pretrain.py wrote."
-        )
     state = content["state_dict"]
     make_room(model, state)
     result = fit(model.state_dict(), state)
     if result.complaint():
         raise UserError(f"the checkpoint {path} is of another model: {result.complaint()}.")
+    lacking = [key for key in _OF_TRAINING if key not in content]
+    if lacking:
+        raise UserError(
+            f"the checkpoint {path} holds weights but no {lacking[0]}, so training cannot go on from it; "
+            "give one that a training run wrote."
+        )

@@ -248,7 +248,7 @@ def count_files(cfg: DictConfig) -> int:
 
 
 def _files(cfg: DictConfig) -> List[str]:
-    pattern = "*" if cfg.data.no_labels else "*/*"
+    pattern = "*" if omegaconf_select(cfg, "data.no_labels", False) else "*/*"
     return sorted(str(path) for path in Path(cfg.data.train_path).glob(pattern) if path.is_file())
 
 

@@ -49,6 +49,23 @@ def within_classes(accuracy_at_k: Callable[..., Sequence[Any]]) -> Callable[...,
     return limited
 
 
+def zero_without_assignments(loss_func: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """The host's loss of DeepClusterV2, for its first epoch too: no image has a cluster yet, so the mean is 0 / 0.
+
+    Args:
+        loss_func: outputs (P, V, N, C), assignments with -1 for an image without a cluster, temperature.
+    """
+
+    def limited(
+        outputs: torch.Tensor, assignments: torch.Tensor, temperature: float = 0.1
+    ) -> torch.Tensor:
+        if (assignments < 0).all():
+            return 0 * outputs.sum()  # still a function of all parameters
+        return loss_func(outputs, assignments, temperature)
+
+    return limited
+
+
 def missing_dali(why: BaseException) -> type:
     """A stand-in for DALI's classes that says how to install it when it is built.
 

@@ -37,7 +37,7 @@ from torch.autograd.function import Function
 
 # Bytes of all that is held for a chunk of blocks (`_blocks_per_chunk`). On a CPU they should stay in the
 # cache; an accelerator wants few, large kernels and few all-reduces.
-CHUNK_BYTES_CPU = 24 * 2**20
+CHUNK_BYTES_CPU = 16 * 2**20
 CHUNK_BYTES_ACCELERATOR = 384 * 2**20
 
 Weights = Tuple[Union[float, Tensor], Union[float, Tensor]]

@@ -12,9 +12,9 @@ def blocks_of(images=128, blocks=128, size=512, dim=256, views=2, dtype=torch.fl
     return _blocks_per_chunk(_Layout(views, images, blocks, size), z_RD)
 
 
-@pytest.mark.parametrize(("images", "expected"), [(64, 8), (128, 6), (256, 3), (512, 2)])
+@pytest.mark.parametrize(("images", "expected"), [(64, 5), (128, 4), (256, 2), (512, 1)])
 def test_the_sizes_of_the_paper(images, expected):
-    """24 MiB / (512 * (10 N + 3 * 256) * 4 bytes)."""
+    """16 MiB / (512 * (10 N + 3 * 256) * 4 bytes)."""
     assert blocks_of(images) == expected
 
 

@@ -13,11 +13,16 @@ import torchvision
 from omegaconf import DictConfig, OmegaConf
 from solo.methods import METHODS as _SOLO_METHODS
 from solo.methods import base as _base
+from solo.methods import deepclusterv2 as _deepclusterv2
 from solo.utils import backbones as _timm_backbones
 from solo.utils.momentum import MomentumUpdater, initialize_momentum_params
 
 from carp_plugin.errors import UserError, did_you_mean
-from carp_plugin.host.common import keys_in_source, within_classes
+from carp_plugin.host.common import (
+    keys_in_source,
+    within_classes,
+    zero_without_assignments,
+)
 from carp_plugin.host.pypi import optim
 from carp_plugin.host.pypi.config import with_defaults
 from carp_plugin.host.pypi.knn import WeightedKNNClassifier
@@ -28,6 +33,9 @@ BACKBONES = {
 }
 
 _base.accuracy_at_k = within_classes(_base.accuracy_at_k)
+_deepclusterv2.deepclusterv2_loss_func = zero_without_assignments(
+    _deepclusterv2.deepclusterv2_loss_func
+)
 
 _BASE_DEFAULTS: Dict[str, Any] = {
     "backbone.kwargs": {},
