@@ -88,8 +88,7 @@ def opening(cfg: DictConfig, plan: Plan) -> Table:
         ("global batch", f"{plan.global_batch} images"),
         (
             "learning rate",
-            f"{plan.lr:.4g} to {plan.min_lr:.4g} ({cfg.optimizer.name}, {cfg.scheduler.name}; "
-            f"lr = optimizer.lr x batch / 256)",
+            f"{_rates(cfg, plan)} ({cfg.optimizer.name}, {cfg.scheduler.name}; lr = optimizer.lr x batch / 256)",
         ),
     ]
     if cfg.method == "carp":
@@ -109,6 +108,15 @@ def opening(cfg: DictConfig, plan: Plan) -> Table:
     for row in rows:
         block.add_row(*row)
     return block
+
+
+def _rates(cfg: DictConfig, plan: Plan) -> str:
+    """The learning rates that a run begins and ends with."""
+    if cfg.scheduler.name == "none":
+        return f"{plan.lr:.4g} throughout"
+    if cfg.scheduler.name == "step":
+        return f"{plan.lr:.4g}, lowered at epochs {list(cfg.scheduler.lr_decay_steps)}"
+    return f"{plan.lr:.4g} to {plan.min_lr:.4g}"
 
 
 def warnings_of(cfg: DictConfig, plan: Plan) -> List[str]:
