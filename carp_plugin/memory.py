@@ -22,9 +22,8 @@ def keep_freed_memory() -> bool:
     """Tells malloc to keep what is freed, for training on a CPU; to be called before the model is built.
 
     glibc maps every block above 32 MB anew and gives freed memory back to the system, which then hands it out page by
-    page and filled with zeros. The activations of a step are gigabytes of such blocks, those of a forward pass
-    without gradients, the teacher's, most of all, for each is freed at once. `benchmarks/step.py --memory returned`
-    measures what that costs. The process holds the memory of its largest step until it ends.
+    page and filled with zeros. The activations of a step are gigabytes of such blocks. `benchmarks/step.py --memory
+    returned` measures what that costs. The process holds the memory of its largest step until it ends.
 
     Returns:
         bool: whether malloc was told. It is left alone where it is not glibc's, and where one of the environment

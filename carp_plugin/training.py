@@ -202,7 +202,13 @@ class TrainingRun:
         kwargs.setdefault("log_every_n_steps", max(1, min(50, self.plan.steps_per_epoch)))
         try:
             return Trainer(**kwargs)
-        except (*_REFUSALS, RuntimeError, ModuleNotFoundError) as error:
+        except (
+            MisconfigurationException,
+            ModuleNotFoundError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise _refused(error) from error
 
     def _plugins(self) -> List[Any]:
@@ -280,10 +286,6 @@ class TrainingRun:
             path = last.with_name("summary.json")
             write_json(path, summary)
             say(f"checkpoint {last}\nsummary    {path}")
-
-
-#: What Lightning raises for settings that it cannot train with.
-_REFUSALS = (ValueError, TypeError, MisconfigurationException)
 
 
 def _refused(error: Exception) -> UserError:

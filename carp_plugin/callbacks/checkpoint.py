@@ -271,6 +271,9 @@ def damage(path: Path) -> Optional[str]:
 def check_checkpoint(path: Path, model: nn.Module) -> None:
     """Checks that training can go on from a checkpoint: it holds all tensors of the model, no others, and the rest.
 
+    The model is given room for buffers that its method makes only while it trains (:func:`make_room`), for Lightning
+    loads them too.
+
     Raises:
         UserError: the file is torn, no checkpoint of a training, or its tensors are another model's.
     """
