@@ -240,7 +240,13 @@ def fingerprint(paths: Sequence[str], root: str) -> str:
     for path in paths:
         digest.update(path[len(root) :].encode("utf-8", "surrogateescape") + b"\0")
     for path in paths[:: max(1, len(paths) // _SIZED)]:
-        digest.update(str(os.stat(path).st_size).encode() + b"\0")
+        try:
+            size = os.stat(path).st_size
+        except (
+            OSError
+        ):  # a link to nowhere is a bad image like any other, and is named when it is read
+            size = -1
+        digest.update(str(size).encode() + b"\0")
     return digest.hexdigest()[:16]
 
 

@@ -16,6 +16,7 @@ from carp_plugin.data.epochs import EpochAugmented
 from carp_plugin.data.images import (
     ImageError,
     NamesBadImages,
+    fingerprint,
     is_class_image_name,
     is_image_name,
     read_image,
@@ -395,3 +396,16 @@ def test_dali_says_which_image_it_likely_was(images):
     settings = {"data__format": "dali", "data__num_workers": 1, "data__val_path": None}
     with pytest.raises(ImageError, match=r"DALI cannot decode .*likely \S+class_2/1.png .*image_f"):
         pretrain(small_cfg(images, dali=dali, **settings))
+
+
+def test_a_fingerprint_tells_names_and_sizes_and_bears_a_link_to_nowhere(tmp_path):
+    def of(*names):
+        return fingerprint([str(tmp_path / name) for name in names], str(tmp_path))
+
+    (tmp_path / "a").write_bytes(b"1")
+    (tmp_path / "b").write_bytes(b"1")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    assert len({of("a"), of("b"), of("a", "b"), of("b", "a"), of("a", "gone")}) == 5
+    before = of("a")
+    (tmp_path / "a").write_bytes(b"12")
+    assert of("a") != before
