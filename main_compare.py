@@ -7,7 +7,7 @@ python main_compare.py --config-name photos.yaml methods=[carp,byol] seeds=[0,1]
 import hydra
 from omegaconf import DictConfig
 
-from carp_plugin.cli import guarded, saying_mistakes
+from carp_plugin.commands.cli import guarded, saying_mistakes
 
 CONFIGS = "scripts/compare"
 
@@ -16,7 +16,7 @@ CONFIGS = "scripts/compare"
 def main(cfg: DictConfig) -> None:
     """Compares what the configuration names."""
     with saying_mistakes():
-        from carp_plugin.compare.compare import (
+        from carp_plugin.commands.compare import (
             compare,
         )  # here, for a missing solo-learn is said too
 

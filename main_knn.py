@@ -6,14 +6,14 @@ python main_knn.py --pretrained_checkpoint_dir RUN --k 20 200 --feature_type bac
 
 import sys
 
-from carp_plugin.cli import saying_mistakes, silence_third_parties
+from carp_plugin.commands.cli import saying_mistakes, silence_third_parties
 
 
 def main() -> None:
     """Evaluates what the flags name."""
     silence_third_parties()
     with saying_mistakes():
-        from carp_plugin.knn import (
+        from carp_plugin.commands.knn import (
             main_knn,
         )  # here, for a missing solo-learn is a mistake to say too
 

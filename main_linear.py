@@ -7,7 +7,7 @@ python main_linear.py --config-path scripts/linear/imagenet --config-name carp.y
 import hydra
 from omegaconf import DictConfig
 
-from carp_plugin.cli import guarded, saying_mistakes
+from carp_plugin.commands.cli import guarded, saying_mistakes
 
 CONFIGS = "scripts/linear/photos"
 
@@ -16,7 +16,7 @@ CONFIGS = "scripts/linear/photos"
 def main(cfg: DictConfig) -> None:
     """Evaluates what the configuration says."""
     with saying_mistakes():
-        from carp_plugin.linear import (
+        from carp_plugin.evaluation.linear import (
             linear,
         )  # here, for a missing solo-learn is a mistake to say too
 
@@ -24,4 +24,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    guarded(main, CONFIGS, keys_of="carp_plugin.linear_config")
+    guarded(main, CONFIGS, keys_of="carp_plugin.settings.linear")

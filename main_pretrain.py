@@ -7,7 +7,7 @@ python main_pretrain.py --config-path scripts/pretrain/cifar --config-name carp.
 import hydra
 from omegaconf import DictConfig
 
-from carp_plugin.cli import guarded, saying_mistakes
+from carp_plugin.commands.cli import guarded, saying_mistakes
 
 CONFIGS = "scripts/pretrain"
 
@@ -16,7 +16,7 @@ CONFIGS = "scripts/pretrain"
 def main(cfg: DictConfig) -> None:
     """Trains what the configuration says."""
     with saying_mistakes():
-        from carp_plugin.pretrain import (
+        from carp_plugin.training.pretraining import (
             pretrain,
         )  # here, for a missing solo-learn is a mistake to say too
 

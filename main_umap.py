@@ -6,14 +6,14 @@ python main_umap.py --pretrained_checkpoint_dir RUN --networks teacher --feature
 
 import sys
 
-from carp_plugin.cli import saying_mistakes, silence_third_parties
+from carp_plugin.commands.cli import saying_mistakes, silence_third_parties
 
 
 def main() -> None:
     """Draws what the flags name."""
     silence_third_parties()
     with saying_mistakes():
-        from carp_plugin.umap import (
+        from carp_plugin.commands.umap import (
             main_umap,
         )  # here, for a missing solo-learn is a mistake to say too
 

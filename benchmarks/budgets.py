@@ -15,7 +15,7 @@ from benchmarks.measuring import medians
 from benchmarks.processes import Died, in_own_process
 from benchmarks.training import head_step_memory
 from carp_plugin.errors import UserError
-from carp_plugin.report import say
+from carp_plugin.terminal import say
 
 RUNS = 3
 TURNS_SECONDS = 30.0  # that the turns of a run take together

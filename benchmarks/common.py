@@ -11,9 +11,9 @@ from typing import Any, Dict, Optional
 import torch
 from omegaconf import OmegaConf
 
-from carp_plugin.callbacks.history import write_json
 from carp_plugin.errors import UserError
-from carp_plugin.report import provenance
+from carp_plugin.training.callbacks.history import write_json
+from carp_plugin.training.report import provenance
 
 
 def device_named(name: str) -> torch.device:

@@ -27,11 +27,11 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from carp_plugin.callbacks.history import write_json
 from carp_plugin.evaluation.knn import weighted_knn
 from carp_plugin.evaluation.store import Features
 from carp_plugin.host import HOST, WeightedKNNClassifier
-from carp_plugin.report import say
+from carp_plugin.terminal import say
+from carp_plugin.training.callbacks.history import write_json
 
 KINDS = (10, 20, 100, 200)
 BATCH = 1024

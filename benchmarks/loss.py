@@ -37,10 +37,10 @@ from benchmarks.formulations import (
 from benchmarks.measuring import medians
 from benchmarks.pictures import growth
 from benchmarks.processes import Died, in_own_process
-from carp_plugin.cli import saying_mistakes, silence_third_parties
-from carp_plugin.compare.drawing import write_png
+from carp_plugin.commands.cli import saying_mistakes, silence_third_parties
 from carp_plugin.errors import UserError
-from carp_plugin.report import say
+from carp_plugin.evaluation.drawing import write_png
+from carp_plugin.terminal import say
 
 IMAGES = (64, 128, 256, 512)
 PROTOTYPES = (4096, 16384, 65536, 262144)

@@ -31,12 +31,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.common import write_result
 from carp_plugin import register
-from carp_plugin.callbacks.collapse import CollapseMonitor
-from carp_plugin.callbacks.finite import FiniteLoss
-from carp_plugin.cli import silence_third_parties
-from carp_plugin.config import checked
-from carp_plugin.pretrain import build_model
-from carp_plugin.report import say
+from carp_plugin.commands.cli import silence_third_parties
+from carp_plugin.settings.pretraining import checked
+from carp_plugin.terminal import say
+from carp_plugin.training.callbacks.collapse import CollapseMonitor
+from carp_plugin.training.callbacks.finite import FiniteLoss
+from carp_plugin.training.pretraining import build_model
 from tests.helpers import augmentation, image_folder, small_cfg
 
 BUDGET = 0.02

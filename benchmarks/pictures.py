@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from carp_plugin.compare.drawing import PALETTE, Picture, canvas, drawing, styles
+from carp_plugin.evaluation.drawing import PALETTE, Picture, canvas, drawing, styles
 
 _FORMS = ("fused", "materialised", "bare")
 

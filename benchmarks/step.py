@@ -37,11 +37,11 @@ from benchmarks.training import (
     method_of,
     without_backbone,
 )
-from carp_plugin.cli import saying_mistakes, silence_third_parties
-from carp_plugin.compare.drawing import write_png
+from carp_plugin.commands.cli import saying_mistakes, silence_third_parties
 from carp_plugin.errors import UserError
-from carp_plugin.memory import keep_freed_memory
-from carp_plugin.report import say
+from carp_plugin.evaluation.drawing import write_png
+from carp_plugin.terminal import say
+from carp_plugin.training.memory import keep_freed_memory
 
 BUDGET = 1.05  # CARP's step over BYOL's, ResNet-50
 REFERENCE = "byol"

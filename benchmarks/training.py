@@ -22,11 +22,11 @@ from torch.utils.data import DataLoader
 from benchmarks.formulations import Case
 from benchmarks.measuring import PeakMemory, in_turns, medians, synchronize
 from carp_plugin import register
-from carp_plugin.cli import silence_third_parties
+from carp_plugin.commands.cli import silence_third_parties
 from carp_plugin.host import parse_pretrain_cfg
 from carp_plugin.losses.carp import carp_objective_func
 from carp_plugin.partition import random_partition
-from carp_plugin.pretrain import build_model
+from carp_plugin.training.pretraining import build_model
 
 #: In the order of a step.
 PHASES = ("forward and loss", "backward", "optimizer", "momentum update")

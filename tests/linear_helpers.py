@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from carp_plugin.config import checked, plain
-from carp_plugin.pretrain import build_model
+from carp_plugin.settings.pretraining import checked, plain
+from carp_plugin.training.pretraining import build_model
 from tests.helpers import small_cfg
 
 

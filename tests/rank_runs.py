@@ -13,7 +13,7 @@ import torch
 from carp_plugin import register
 from carp_plugin.host import METHODS, MomentumUpdater
 from carp_plugin.methods import carp
-from carp_plugin.pretrain import pretrain
+from carp_plugin.training.pretraining import pretrain
 from tests.distributed import Collectives
 from tests.helpers import small_cfg
 

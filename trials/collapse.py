@@ -24,9 +24,9 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.common import write_result
-from carp_plugin.cli import saying_mistakes, silence_third_parties
-from carp_plugin.pretrain import pretrain
-from carp_plugin.report import say
+from carp_plugin.commands.cli import saying_mistakes, silence_third_parties
+from carp_plugin.terminal import say
+from carp_plugin.training.pretraining import pretrain
 
 ROOT = Path(__file__).resolve().parent.parent
 K, IMAGES = 4096, 64

@@ -39,7 +39,7 @@ if str(ROOT) not in sys.path:
 from benchmarks.common import write_result  # noqa: E402
 from carp_plugin import register  # noqa: E402
 from carp_plugin.compare.plan import DEFAULTS  # noqa: E402
-from carp_plugin.report import say  # noqa: E402
+from carp_plugin.terminal import say  # noqa: E402
 from tests.helpers import image_folder, small_cfg  # noqa: E402
 from tests.linear_helpers import linear_cfg, write_checkpoint  # noqa: E402
 from trials.fuzz_configs import make  # noqa: E402

@@ -59,7 +59,11 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     sys.path.insert(0, str(ROOT))
     warnings.simplefilter("ignore")  # as with `python -W ignore`
-    for name in ("carp_plugin.pretrain", "carp_plugin.linear", "carp_plugin.knn"):
+    for name in (
+        "carp_plugin.training.pretraining",
+        "carp_plugin.evaluation.linear",
+        "carp_plugin.commands.knn",
+    ):
         importlib.import_module(name)  # once, which takes seconds
     for line in sys.stdin:
         print(json.dumps(answer(json.loads(line))), file=answers, flush=True)

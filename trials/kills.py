@@ -29,10 +29,10 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.common import write_result
-from carp_plugin.callbacks.checkpoint import damage
-from carp_plugin.evaluation.state import place_in_name
-from carp_plugin.linear import fingerprint
-from carp_plugin.report import say
+from carp_plugin.evaluation.linear import fingerprint
+from carp_plugin.terminal import say
+from carp_plugin.training.callbacks.checkpoint import damage
+from carp_plugin.training.state import place_in_name
 from tests.helpers import image_folder, small_cfg
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.common import write_result
 from carp_plugin.losses import carp_loss_func, carp_objective_func
-from carp_plugin.report import say
+from carp_plugin.terminal import say
 from tests.distributed import Collectives, run_on_ranks
 
 VIEWS = (2, 4)  # two large views, and with two small ones as in multi-crop

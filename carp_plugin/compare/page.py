@@ -11,9 +11,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from carp_plugin.compare import gallery, pictures
-from carp_plugin.compare.drawing import Picture, svg
 from carp_plugin.compare.statistics import explanation, labels_of, lines_of, remarks_of, usable
 from carp_plugin.errors import UserError
+from carp_plugin.evaluation.drawing import Picture, svg
 
 _TEMPLATE = "page.html.j2"
 

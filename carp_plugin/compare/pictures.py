@@ -14,7 +14,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from carp_plugin.compare.bootstrap import half_width
-from carp_plugin.compare.drawing import (
+from carp_plugin.compare.statistics import labels_of, metric_name, random_level, usable
+from carp_plugin.evaluation.drawing import (
     INK,
     PALETTE,
     PAPER,
@@ -25,7 +26,6 @@ from carp_plugin.compare.drawing import (
     styles,
     write_png,
 )
-from carp_plugin.compare.statistics import labels_of, metric_name, random_level, usable
 
 #: The terms of CARP in the order they are drawn, with the axis each is read on.
 CARP_TERMS = {

@@ -9,13 +9,14 @@ from typing import Any, Dict, List, Optional
 
 from omegaconf import DictConfig, OmegaConf
 
-from carp_plugin import config, register
-from carp_plugin.checks import check_keys
-from carp_plugin.config import checked, plain
+from carp_plugin import register
 from carp_plugin.data.holdout import hold_out
 from carp_plugin.errors import UserError, did_you_mean
 from carp_plugin.host import METHODS
-from carp_plugin.values import (
+from carp_plugin.settings import pretraining as config
+from carp_plugin.settings.checks import check_keys
+from carp_plugin.settings.pretraining import checked, plain
+from carp_plugin.settings.values import (
     NODE,
     SWITCH,
     TEXT,

@@ -10,11 +10,11 @@ from typing import Any, Dict, List, Mapping
 
 import numpy as np
 
-from carp_plugin.callbacks.history import write_json
 from carp_plugin.compare.plan import Plan, count_images
 from carp_plugin.compare.search import chosen
 from carp_plugin.compare.statistics import markdown, summarise
-from carp_plugin.config import plain
+from carp_plugin.settings.pretraining import plain
+from carp_plugin.training.callbacks.history import write_json
 
 SCHEMA = 1
 

@@ -16,11 +16,11 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from carp_plugin.callbacks.history import write_json
+from carp_plugin.commands.worker import JOB, RESULT
 from carp_plugin.compare.plan import Job, Plan
-from carp_plugin.compare.worker import JOB, RESULT
 from carp_plugin.errors import UserError
-from carp_plugin.report import say
+from carp_plugin.terminal import say
+from carp_plugin.training.callbacks.history import write_json
 
 LOG = "log.txt"
 _POLL_SECONDS = 0.5
@@ -180,7 +180,7 @@ class _Pool:
             environment["OMP_NUM_THREADS"] = str(job.settings["threads"])
         with open(folder / LOG, "a") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "carp_plugin.compare.worker", str(folder)],
+                [sys.executable, "-m", "carp_plugin.commands.worker", str(folder)],
                 stdin=subprocess.PIPE,  # never written to: its end tells the run that we are gone
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -20,7 +20,6 @@ from carp_plugin.data.images import (
     named_images,
     verdict_of,
 )
-from carp_plugin.devices import is_main_process
 from carp_plugin.errors import UserError
 from carp_plugin.host import (
     FullTransformPipeline,
@@ -34,7 +33,7 @@ from carp_plugin.host import (
     prepare_classification_transforms,
     prepare_datasets,
 )
-from carp_plugin.report import say
+from carp_plugin.terminal import is_main_process, say
 
 
 def _views(cfg: DictConfig, build: Callable[[Any], Callable]) -> FullTransformPipeline:

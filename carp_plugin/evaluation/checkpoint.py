@@ -20,7 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from carp_plugin import register
 from carp_plugin.errors import UserError, did_you_mean
-from carp_plugin.evaluation.state import (
+from carp_plugin.host import BACKBONES, METHODS, omegaconf_select
+from carp_plugin.training.state import (
     NETWORKS,
     TRAINING_BUFFERS,
     current_names,
@@ -29,7 +30,6 @@ from carp_plugin.evaluation.state import (
     fit,
     read_checkpoint,
 )
-from carp_plugin.host import BACKBONES, METHODS, omegaconf_select
 
 #: DINO calls its projector head.
 _PROJECTOR = {

@@ -7,7 +7,7 @@ from typing import Any, Dict
 import torch
 
 from carp_plugin.evaluation.features import FeatureEvaluator
-from carp_plugin.evaluation.state import NETWORKS
+from carp_plugin.training.state import NETWORKS
 
 
 class KnnCurve:

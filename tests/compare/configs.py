@@ -5,7 +5,7 @@ from typing import Any, Dict, Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
-from carp_plugin.config import plain
+from carp_plugin.settings.pretraining import plain
 from tests.helpers import METHOD_KWARGS, small_cfg
 
 

@@ -9,10 +9,10 @@ from PIL import Image
 
 from carp_plugin import register
 from carp_plugin.compare.gallery import choose, read, render, save
-from carp_plugin.config import checked
 from carp_plugin.data.loaders import labelled_loaders
 from carp_plugin.errors import UserError
-from carp_plugin.pretrain import build_model
+from carp_plugin.settings.pretraining import checked
+from carp_plugin.training.pretraining import build_model
 from tests.helpers import image_folder, small_cfg
 
 

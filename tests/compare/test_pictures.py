@@ -6,7 +6,6 @@ import matplotlib
 import pytest
 from PIL import Image
 
-from carp_plugin.compare.drawing import PALETTE, short, svg, write_png
 from carp_plugin.compare.pictures import (
     bars,
     early_training,
@@ -16,6 +15,7 @@ from carp_plugin.compare.pictures import (
     write_pictures,
 )
 from carp_plugin.compare.statistics import summarise
+from carp_plugin.evaluation.drawing import PALETTE, short, svg, write_png
 from tests.compare.made import made_results
 
 METRICS = ("knn/student", "knn/teacher", "linear/student", "linear/teacher")

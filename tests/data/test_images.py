@@ -11,7 +11,6 @@ import torch
 from PIL import Image, ImageFile
 from torchvision.datasets.folder import pil_loader
 
-from carp_plugin.config import checked
 from carp_plugin.data.epochs import EpochAugmented
 from carp_plugin.data.images import (
     ImageError,
@@ -25,6 +24,7 @@ from carp_plugin.data.images import (
 from carp_plugin.data.loaders import labelled_loaders, pretrain_loader
 from carp_plugin.errors import UserError
 from carp_plugin.host import DALI_AVAILABLE, prepare_datasets
+from carp_plugin.settings.pretraining import checked
 from tests.helpers import image_folder, small_cfg, write_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8)
@@ -388,7 +388,7 @@ def test_a_flat_folder_without_images(images, tmp_path):
 
 @pytest.mark.skipif(not DALI_AVAILABLE, reason="NVIDIA DALI is not installed (extra: dali)")
 def test_dali_says_which_image_it_likely_was(images):
-    from carp_plugin.pretrain import pretrain
+    from carp_plugin.training.pretraining import pretrain
 
     path = images / "train/class_2/1.png"
     path.write_bytes(path.read_bytes()[:200])

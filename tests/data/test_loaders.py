@@ -4,7 +4,6 @@ import pytest
 import torch
 from PIL import Image
 
-from carp_plugin.config import checked
 from carp_plugin.data.images import ImageError, NamesBadImages
 from carp_plugin.data.loaders import (
     count_files,
@@ -13,6 +12,7 @@ from carp_plugin.data.loaders import (
     pretrain_loader,
 )
 from carp_plugin.errors import UserError
+from carp_plugin.settings.pretraining import checked
 from tests.helpers import image_folder, small_cfg, write_image
 
 

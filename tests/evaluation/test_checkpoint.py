@@ -10,12 +10,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from carp_plugin.callbacks.checkpoint import check_checkpoint
-from carp_plugin.config import checked
 from carp_plugin.errors import UserError
 from carp_plugin.evaluation.checkpoint import load_pretrained
-from carp_plugin.evaluation.state import find_checkpoint, read_state_dict
-from carp_plugin.pretrain import build_model
+from carp_plugin.settings.pretraining import checked
+from carp_plugin.training.callbacks.checkpoint import check_checkpoint
+from carp_plugin.training.pretraining import build_model
+from carp_plugin.training.state import find_checkpoint, read_state_dict
 from tests.helpers import image_folder, small_cfg
 
 

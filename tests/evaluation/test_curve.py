@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from carp_plugin.pretrain import pretrain
+from carp_plugin.training.pretraining import pretrain
 from tests.helpers import image_folder, small_cfg
 
 

@@ -11,9 +11,9 @@ from PIL import Image
 from carp_plugin.data.labelled import labelled_data
 from carp_plugin.errors import UserError
 from carp_plugin.evaluation.checkpoint import load_pretrained
+from carp_plugin.evaluation.linear import build_model, fingerprint, linear
 from carp_plugin.host import DALI_AVAILABLE, LinearModel
-from carp_plugin.linear import build_model, fingerprint, linear
-from carp_plugin.linear_config import checked_linear, file_sha256
+from carp_plugin.settings.linear import checked_linear, file_sha256
 from tests.helpers import image_folder
 from tests.linear_helpers import linear_cfg, write_checkpoint
 

@@ -10,11 +10,11 @@ from lightning.pytorch import Trainer, seed_everything
 from omegaconf import OmegaConf
 
 from carp_plugin import host
-from carp_plugin.config import checked
 from carp_plugin.data.loaders import labelled_loaders, pretrain_loader
 from carp_plugin.errors import UserError
 from carp_plugin.host import HOST, METHODS
-from carp_plugin.pretrain import build_model
+from carp_plugin.settings.pretraining import checked
+from carp_plugin.training.pretraining import build_model
 from tests.helpers import METHOD_KWARGS, augmentation, image_folder, small_cfg
 
 REQUIRED_METHODS = (

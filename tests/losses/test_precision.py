@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from carp_plugin.config import checked
 from carp_plugin.data.loaders import pretrain_loader
 from carp_plugin.losses import carp_loss_func, carp_objective_func
 from carp_plugin.methods.carp import CARP
-from carp_plugin.pretrain import build_model, pretrain
+from carp_plugin.settings.pretraining import checked
+from carp_plugin.training.pretraining import build_model, pretrain
 from tests.helpers import augmentation, image_folder, small_cfg
 from tests.methods.test_carp import FakeTrainer
 

@@ -8,7 +8,6 @@ from lightning.pytorch import seed_everything
 from omegaconf import OmegaConf
 
 import carp_plugin
-from carp_plugin.config import checked
 from carp_plugin.data.loaders import pretrain_loader
 from carp_plugin.errors import UserError
 from carp_plugin.host import METHODS
@@ -16,7 +15,8 @@ from carp_plugin.losses.carp import carp_loss_func
 from carp_plugin.methods import carp as carp_module
 from carp_plugin.methods.carp import CARP, DEFAULTS, Prototypes
 from carp_plugin.partition import random_partition
-from carp_plugin.pretrain import build_model
+from carp_plugin.settings.pretraining import checked
+from carp_plugin.training.pretraining import build_model
 from tests.helpers import augmentation, image_folder, small_cfg
 
 

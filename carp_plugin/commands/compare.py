@@ -1,0 +1,58 @@
+"""A comparison from its configuration to its page."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Dict, List
+
+from omegaconf import DictConfig
+
+from carp_plugin.compare import search
+from carp_plugin.compare.page import write_page
+from carp_plugin.compare.pictures import write_pictures
+from carp_plugin.compare.plan import plan as planned
+from carp_plugin.compare.results import write_results
+from carp_plugin.compare.runner import run
+from carp_plugin.compare.statistics import table
+from carp_plugin.errors import UserError
+from carp_plugin.terminal import say
+
+
+def compare(cfg: DictConfig) -> Dict[str, Any]:
+    """Trains and evaluates every method with every seed, and shows them side by side.
+
+    Args:
+        cfg: as Hydra composed it; see ``scripts/compare/photos.yaml``.
+
+    Returns:
+        Dict[str, Any]: what results.json holds.
+
+    Raises:
+        UserError: a mistake in the configuration, the data or the folder of the results.
+        KeyboardInterrupt: on Ctrl-C, with a sentence that says what is finished.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    plan = planned(cfg)
+    say(f"{len(plan.jobs)} runs, {plan.cfg.jobs} at a time; results go to {plan.root}")
+
+    def finished(runs: List[Dict[str, Any]]) -> None:
+        write_results(plan, runs)
+
+    try:
+        results = write_results(plan, run(plan, finished))
+        page = None if "search" in results else write_page(results, plan.root)
+        pictures = write_pictures(results, plan.root / "pictures") if page else []
+    except OSError as error:
+        raise UserError(
+            f"{plan.root} cannot be written to ({error.strerror}); make room, then the same command goes on: "
+            "finished runs stand."
+        ) from error
+    if page is None:
+        say(search.table(results["search"]))
+    else:
+        say(table(results))
+        say(f"page    {page}")
+        for picture in pictures:
+            say(f"picture {picture}")
+    say(f"results {plan.root / 'results.json'}")
+    return results

@@ -1,0 +1,277 @@
+"""One run of a comparison, in a process of its own: pretraining, then k-NN, linear evaluation and gallery.
+
+    python -m carp_plugin.commands.worker FOLDER
+
+reads ``FOLDER/job.json`` and writes ``FOLDER/result.json``. Each stage leaves a file when it is finished, so that a
+killed run repeats only the stage that it was killed in; a stage that is repeated starts from its beginning with its
+seed, which is why its numbers are those of an unbroken run. The process ends when its standard input does: nothing is
+left running when the comparison is killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import sys
+import threading
+import time
+import traceback
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+
+from carp_plugin.data.loaders import labelled_loaders
+from carp_plugin.errors import UserError
+from carp_plugin.training.callbacks.history import write_json
+
+_CONSTANT = 1e-5  # spread of features below which all images look alike; that of a random network is above 1e-3
+JOB, RESULT, CORRECT, GALLERY = "job.json", "result.json", "correct.npz", "gallery.npz"
+
+
+def work(folder: Path) -> Dict[str, Any]:
+    """Does what ``job.json`` of the folder says.
+
+    Args:
+        folder: of the run.
+
+    Returns:
+        Dict[str, Any]: what ``result.json`` holds: an entry of ``runs`` in results.json.
+    """
+    job = json.loads((folder / JOB).read_text())
+    settings = job["settings"]
+    pretrained = _stage(folder, "pretrain", lambda: _pretrain(folder, settings["pretrain"]))
+    result: Dict[str, Any] = {
+        **{key: job[key] for key in ("label", "method", "seed", "trial")},
+        **pretrained,
+        "correct": None,
+        "gallery": None,
+    }
+    checkpoint = folder / pretrained["checkpoint"]
+    accuracy = result["accuracy"]
+    if settings["knn"]:
+        knn = _stage(folder, "knn", lambda: _knn(folder, checkpoint, settings))
+        for network, measured in knn["accuracy"].items():
+            accuracy.setdefault(network, {"linear": None})["knn"] = measured
+        result["seconds"]["knn"] = knn["seconds"]
+        result["tensors"], result["spread"] = knn["tensors"], knn["spread"]
+        result["gallery"] = knn["gallery"]
+    if settings["linear"]:
+        result["seconds"]["linear"] = 0.0
+        for network in [name for name in ("student", "teacher") if name in accuracy]:
+            evaluate = partial(_linear, folder, checkpoint, network, settings)
+            linear = _stage(folder, f"linear-{network}", evaluate)
+            accuracy[network]["linear"] = linear["accuracy"]
+            result["seconds"]["linear"] += linear["seconds"]
+    if (folder / CORRECT).is_file():
+        result["correct"] = CORRECT
+    result["status"], result["why"] = _verdict(result)
+    return result
+
+
+def _stage(folder: Path, name: str, do: Callable[[], Dict[str, Any]]) -> Dict[str, Any]:
+    """What a stage returned, now or when it was run before."""
+    path = folder / f"stage-{name}.json"
+    if not path.is_file():
+        print(f"== {name}", flush=True)
+        write_json(path, do())
+    return json.loads(path.read_text())
+
+
+def _pretrain(folder: Path, settings: Dict[str, Any]) -> Dict[str, Any]:
+    from carp_plugin.training.pretraining import pretrain
+
+    models = folder / "pretrain"
+    shutil.rmtree(models, ignore_errors=True)  # of a run that was killed
+    cfg = OmegaConf.create(settings)
+    cfg.checkpoint = {"enabled": True, "dir": str(models), "frequency": 1, "keep_prev": False}
+    cfg.enable_progress_bar = False
+    summary = pretrain(cfg)
+    checkpoint = Path(summary["checkpoint"])
+    epochs = json.loads((checkpoint.parent / "metrics.json").read_text())
+    seconds = sum(epoch["train_seconds"] for epoch in epochs)
+    world = len(summary["config"]["devices"]) * summary["config"]["num_nodes"]
+    images = summary["steps"] * summary["config"]["optimizer"]["batch_size"] * world
+    headline = str(summary["config"].get("evaluation", {}).get("k", 20))
+    return {
+        "accuracy": {
+            row["features"].split(",")[0]: {
+                "knn": None if row["knn"] is None else {"backbone": {headline: [row["knn"], None]}},
+                "linear": None,
+                "online_linear": row["linear"],
+            }
+            for row in summary["accuracy"]
+        },
+        "curves": epochs,
+        "signs_of_collapse": summary["signs_of_collapse"],
+        "steps": summary["steps"],
+        "seconds": {"pretrain": summary["seconds"], "training": round(seconds, 1)},
+        "images_per_second": round(images / seconds, 1) if seconds else None,
+        "peak_memory_mb": _peak_memory_mb(),
+        "config": summary["config"],
+        "provenance": {
+            **{key: summary[key] for key in ("commit", "versions", "machine")},
+            # where solo-learn lies is this machine's business
+            "host": {k: v for k, v in summary["host"].items() if k != "location"},
+        },
+        "checkpoint": str(checkpoint.relative_to(folder)),
+    }
+
+
+def _peak_memory_mb() -> int:
+    """Peak memory of the process so far, of the device where it is a GPU."""
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 2**20)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10))
+
+
+def _knn(folder: Path, checkpoint: Path, settings: Dict[str, Any]) -> Dict[str, Any]:
+    from carp_plugin.compare.gallery import save
+    from carp_plugin.evaluation.checkpoint import load_pretrained
+    from carp_plugin.evaluation.knn import weighted_knn
+    from carp_plugin.evaluation.store import stream
+
+    started = time.perf_counter()
+    pretrained = load_pretrained(checkpoint)
+    print(pretrained.sentence)
+    loaders = labelled_loaders(pretrained.cfg)
+    if loaders is None:
+        raise UserError("there are no labelled images to evaluate on; give data.val_path.")
+    device = torch.device("cpu" if pretrained.cfg.accelerator == "cpu" else "cuda")
+    wanted = settings["knn"]
+    networks = {
+        name: (backbone.to(device), {kind: head.to(device) for kind, head in heads.items()})
+        for name, (backbone, heads) in pretrained.parts(wanted["features"]).items()
+    }
+    bank, queries = (stream(networks, loader, device) for loader in loaders)
+    accuracy: Dict[str, Any] = {}
+    correct: Dict[str, np.ndarray] = {}
+    for name, (_, heads) in networks.items():
+        accuracy[name] = {}
+        for kind in heads:
+            key = f"{name}/{kind}"
+            found = weighted_knn(
+                bank[key], queries[key], wanted["k"], wanted["temperature"], device=device
+            )
+            accuracy[name][kind] = found.accuracy
+            if kind == "backbone":
+                correct.update({f"knn/{name}/{k}": hit for k, hit in found.correct.items()})
+    _save_correct(folder, correct)
+    gallery = None
+    val: Any = loaders[1]
+    samples = getattr(val.dataset.dataset, "samples", None)  # files, where the images are files
+    if settings["gallery"] and samples:
+        files = [path for path, _ in samples]
+        save(folder / GALLERY, pretrained.model, val, files, **settings["gallery"])
+        gallery = GALLERY
+    return {
+        "accuracy": accuracy,
+        "tensors": pretrained.tensors,
+        "spread": {name: _spread(queries[f"{name}/backbone"].feats) for name in networks},
+        "gallery": gallery,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def _linear(
+    folder: Path, checkpoint: Path, network: str, settings: Dict[str, Any]
+) -> Dict[str, Any]:
+    from carp_plugin.evaluation.linear import linear
+
+    pretrain = settings["pretrain"]
+    models = folder / f"linear-{network}"
+    shutil.rmtree(models, ignore_errors=True)
+    cfg = OmegaConf.create(settings["linear"])
+    cfg.name = network
+    cfg.network = network
+    cfg.pretrained_feature_extractor = str(checkpoint)
+    cfg.seed = pretrain["seed"]
+    # The images, their size and the machine are those of the pretraining, whichever was chosen there.
+    for key in ("dataset", "train_path", "val_path", "eval_transform"):
+        cfg.data[key] = pretrain["data"].get(key)
+    cfg.data.prepare = None
+    for key in ("accelerator", "devices"):
+        cfg[key] = pretrain[key]
+    cfg.checkpoint = {"enabled": False}
+    cfg.auto_resume = {"enabled": False}
+    cfg.enable_progress_bar = False
+    done = linear(cfg)
+    _save_correct(folder, {f"linear/{network}": np.asarray(done["correct"])})
+    keys = ("top1", "top5", "best_top1", "best_top5", "best_epoch")
+    return {
+        "accuracy": {key: done[key] for key in keys},
+        "seconds": round(done["seconds"], 1),
+    }
+
+
+def _save_correct(folder: Path, correct: Dict[str, np.ndarray]) -> None:
+    """Adds whether each validation image was classified correctly; the file is whole at any moment."""
+    path = folder / CORRECT
+    if path.is_file():
+        with np.load(path) as earlier:
+            correct = {**earlier, **correct}
+    unfinished = path.with_name(f"unfinished-{CORRECT}")
+    np.savez_compressed(unfinished, **correct)  # type: ignore[arg-type]
+    os.replace(unfinished, path)
+
+
+def _verdict(result: Dict[str, Any]) -> Tuple[str, Optional[str]]:
+    """Whether a run that ended learned anything: its status, and why not."""
+    signs = list(result["signs_of_collapse"])
+    for network, spread in result.get("spread", {}).items():
+        if not spread > _CONSTANT:  # nan too
+            signs.append(f"the {network}'s features are the same for every image")
+    return ("collapsed", "; ".join(signs)) if signs else ("ok", None)
+
+
+def _spread(rows: torch.Tensor) -> float:
+    """How far unit rows (N, F) are from being one and the same: 1 - |mean row|^2, 0 to 1."""
+    return 1 - float(rows.float().mean(dim=0).square().sum())
+
+
+def _follow_parent() -> None:
+    """Ends this process when whoever started it is gone: its end of our standard input closes then."""
+
+    def wait() -> None:
+        while os.read(0, 1):  # unbuffered: Python could not shut down while a buffer's lock is held
+            pass
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def main(arguments: Optional[List[str]] = None) -> int:
+    """Runs one job; its failure is a result too.
+
+    Returns:
+        int: 0 when result.json was written.
+    """
+    folder = Path((sys.argv[1:] if arguments is None else arguments)[0])
+    _follow_parent()
+    job = json.loads((folder / JOB).read_text())
+    if job["settings"]["threads"]:
+        torch.set_num_threads(job["settings"]["threads"])
+    try:
+        result = work(folder)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        # Whatever a method raises is a row of the results, with the whole story in log.txt.
+        traceback.print_exc()
+        why = " ".join(str(error).split())
+        if not isinstance(error, UserError):
+            why = f"{type(error).__name__}: {why}"
+        result = {key: job[key] for key in ("label", "method", "seed", "trial")}
+        result.update(status="failed", why=why[:500])
+    write_json(folder / RESULT, result)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

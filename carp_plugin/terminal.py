@@ -1,0 +1,61 @@
+"""What is printed, and which process prints it: of many ranks, one speaks.
+
+Nothing of torch or of solo-learn is imported: mistakes are said before either is there.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, Optional
+
+
+def say(message: Any, style: Optional[str] = None) -> None:
+    """Prints to the terminal; tables keep their width where there is none."""
+    from rich.console import Console  # here: a refused command line is to be quick
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)
+    console.print(
+        message, style=style, highlight=False, markup=False, soft_wrap=isinstance(message, str)
+    )
+
+
+def is_main_process() -> bool:
+    """Whether this is the process of global rank 0, also before a process group stands.
+
+    torchrun says ``RANK``; a process that Lightning starts has a ``LOCAL_RANK`` on the node ``NODE_RANK``, of which the
+    first process of a node may know only the latter; srun says ``SLURM_PROCID``.
+    """
+    if "RANK" in os.environ:
+        return int(os.environ["RANK"]) == 0
+    if "LOCAL_RANK" in os.environ or "NODE_RANK" in os.environ:
+        return all(int(os.environ.get(name, 0)) == 0 for name in ("LOCAL_RANK", "NODE_RANK"))
+    return not under_srun() or int(os.environ.get("SLURM_PROCID", 0)) == 0
+
+
+def has_the_say() -> bool:
+    """Whether a mistake that this process finds is its to say.
+
+    Before the processes have met, all of a node find the same one, and the first of them says it. Later it may be one
+    process's alone, such as an image that cannot be read.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        return True
+    return is_first_of_node()
+
+
+def is_first_of_node() -> bool:
+    """Whether this is the first process of its node."""
+    local = os.environ.get("LOCAL_RANK")
+    if local is None and under_srun():
+        local = os.environ.get("SLURM_LOCALID")
+    return int(local or 0) == 0
+
+
+def under_srun() -> bool:
+    """Whether Lightning takes this process for a task of SLURM's; those of an interactive shell are none."""
+    interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    return "SLURM_NTASKS" in os.environ and not interactive

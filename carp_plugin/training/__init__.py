@@ -1,0 +1,1 @@
+"""A run: Lightning's trainer, checkpoints, resuming, what watches it, and what it reports."""

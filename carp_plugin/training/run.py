@@ -1,0 +1,303 @@
+"""What every training run shares, pretraining or linear evaluation: trainer, resuming, checkpoints and summary."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import signal
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.loggers.wandb import WandbLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.strategies.ddp import DDPStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig
+
+from carp_plugin.data.epochs import TracksEpoch, training_order
+from carp_plugin.data.loaders import fingerprint_of
+from carp_plugin.errors import UserError
+from carp_plugin.host import omegaconf_select
+from carp_plugin.settings.pretraining import plain
+from carp_plugin.terminal import is_main_process, say
+from carp_plugin.training.callbacks.checkpoint import (
+    AtomicCheckpointIO,
+    Checkpointer,
+    check_checkpoint,
+    damage,
+)
+from carp_plugin.training.callbacks.history import History, Measure, write_json
+from carp_plugin.training.callbacks.interrupt import Stopped, StopsInPeace
+from carp_plugin.training.callbacks.randomness import SeedsSteps
+from carp_plugin.training.launchers import another_ended
+from carp_plugin.training.report import Plan
+from carp_plugin.training.resume import run_to_resume, settings
+from carp_plugin.training.state import place_in_name
+
+#: Settings whose values Lightning restores from a checkpoint, whatever the configuration says.
+_IN_CHECKPOINT = ("optimizer.lr", "optimizer.classifier_lr", "optimizer.weight_decay", "scheduler.")
+
+
+class TrainingRun:
+    """A module that is trained with Lightning, checkpointed after every epoch and resumed where it stopped.
+
+    Args:
+        cfg: parsed configuration.
+        model: what is trained.
+        plan: the numbers of the run.
+        train: training loader, or a DALI data module.
+        folder: where its checkpoints go, each run in a folder of its own.
+        measure: further metrics at the end of an epoch; see :class:`History`.
+    """
+
+    def __init__(
+        self,
+        cfg: DictConfig,
+        model: LightningModule,
+        plan: Plan,
+        train: Any,
+        folder: Path,
+        measure: Optional[Measure] = None,
+    ) -> None:
+        self.cfg, self.model, self.plan, self.folder = cfg, model, plan, folder
+        self.resumed_from: Optional[Path] = None
+        self.fingerprint = fingerprint_of(cfg, train)
+        self.checkpointer: Optional[Checkpointer] = None
+        if cfg.checkpoint.enabled:
+            self.checkpointer = Checkpointer(
+                cfg, folder, cfg.checkpoint.frequency, cfg.checkpoint.keep_prev, self.args
+            )
+        self.place = TracksEpoch(
+            training_order(train, cfg.optimizer.batch_size), cfg.optimizer.batch_size
+        )
+        self.history = History(self.checkpointer, measure)
+        self.signals = StopsInPeace(
+            self.checkpointer, omegaconf_select(cfg, "accumulate_grad_batches", 1) or 1
+        )
+
+    @property
+    def args(self) -> Dict[str, Any]:
+        """What ``args.json`` holds: the parsed configuration, and how many and which images it was trained on."""
+        return {
+            **plain(self.cfg),
+            "images": self.plan.images,
+            "images_fingerprint": self.fingerprint,
+        }
+
+    def resume(self) -> Tuple[Optional[Path], Optional[str]]:
+        """The checkpoint to go on from, and its wandb run.
+
+        Raises:
+            UserError: ``resume_from_checkpoint`` does not exist or is damaged, or the checkpoint is of another model.
+        """
+        cfg = self.cfg
+        if cfg.resume_from_checkpoint is not None:
+            path = Path(cfg.resume_from_checkpoint)
+            if not path.is_file():
+                raise UserError(
+                    f"resume_from_checkpoint={path} does not exist; give a .ckpt file, or leave it out."
+                )
+            wrong = damage(path)
+            if wrong is not None:
+                raise UserError(wrong + _instead(path))
+            check_checkpoint(path, self.model)
+            self._compare_with(path)
+            return path, None
+        if not cfg.auto_resume.enabled:
+            return None, None
+        found = run_to_resume(
+            self.folder, self.args, cfg.auto_resume.max_hours, lead=is_main_process()
+        )
+        if is_main_process():
+            for remark in found.remarks:
+                say(remark, "yellow")
+        if found.checkpoint is None:
+            return None, None
+        check_checkpoint(found.checkpoint, self.model)
+        if is_main_process():
+            say(
+                f"resuming from {found.checkpoint}, a run of the same settings "
+                "(auto_resume.enabled=False starts anew)"
+            )
+        if self.checkpointer is not None:
+            self.checkpointer.resumed = found.checkpoint
+        return found.checkpoint, found.wandb_run_id
+
+    def _compare_with(self, path: Path) -> None:
+        """Says which settings of a checkpoint that was asked for by name stay what they were there.
+
+        Raises:
+            UserError: its optimizer is another one, whose state this one cannot go on with.
+        """
+        try:
+            there = settings(json.loads(path.with_name("args.json").read_text()))
+        except (OSError, ValueError):  # a checkpoint that was moved alone
+            return
+        here = settings(self.args)
+        if there.get("optimizer.name") != here["optimizer.name"]:
+            raise UserError(
+                f"the checkpoint {path} was trained with optimizer.name={there.get('optimizer.name')}, whose state "
+                f"{here['optimizer.name']} cannot go on with; set that, or begin anew without resume_from_checkpoint."
+            )
+        kept = [
+            f"{key}={there.get(key)}"
+            for key in sorted({*there, *here})
+            if key.startswith(_IN_CHECKPOINT) and there.get(key) != here.get(key)
+        ]
+        if kept and is_main_process():
+            say(
+                f"warning: the schedule in {path} goes on as it was: {', '.join(kept)}; to change it, begin anew.",
+                "yellow",
+            )
+
+    def callbacks(self) -> List[Callback]:
+        """Place in the training images, seeds, history, checkpointer, signals and, with wandb, the learning rate."""
+        # The history stands before the checkpointer, so that a checkpoint holds its own epoch.
+        callbacks: List[Callback] = [self.place, SeedsSteps(self.cfg.seed), self.history]
+        if self.checkpointer is not None:
+            callbacks.append(self.checkpointer)
+        callbacks.append(self.signals)
+        if self.cfg.wandb.enabled:
+            callbacks.append(LearningRateMonitor(logging_interval="step"))
+        return callbacks
+
+    def _logger(self, wandb_run_id: Optional[str]) -> Any:
+        cfg = self.cfg
+        if not cfg.wandb.enabled:
+            return False
+        logger = WandbLogger(
+            name=cfg.name,
+            project=cfg.wandb.project,
+            entity=cfg.wandb.entity,
+            offline=cfg.wandb.offline,
+            resume="allow" if wandb_run_id else None,
+            id=wandb_run_id,
+        )
+        logger.watch(self.model, log="gradients", log_freq=100)
+        logger.log_hyperparams(plain(cfg))
+        return logger
+
+    def trainer(self, wandb_run_id: Optional[str] = None) -> Trainer:
+        """Lightning's trainer with every argument of it that the configuration names.
+
+        Raises:
+            UserError: Lightning refuses the settings.
+        """
+        cfg = self.cfg
+        valid = inspect.signature(Trainer.__init__).parameters
+        kwargs = {key: value for key, value in plain(cfg).items() if key in valid}
+        strategy = cfg.strategy or "auto"
+        kwargs.update(
+            logger=self._logger(wandb_run_id),
+            callbacks=self.callbacks(),
+            enable_checkpointing=False,
+            strategy=DDPStrategy(find_unused_parameters=False) if strategy == "ddp" else strategy,
+            plugins=self._plugins(),
+            # Lightning counts processes on a CPU and names cards elsewhere.
+            devices=len(cfg.devices) if cfg.accelerator == "cpu" else list(cfg.devices),
+        )
+        kwargs.setdefault("enable_model_summary", False)
+        kwargs.setdefault("log_every_n_steps", max(1, min(50, self.plan.steps_per_epoch)))
+        try:
+            return Trainer(**kwargs)
+        except (
+            MisconfigurationException,
+            ModuleNotFoundError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
+            raise _refused(error) from error
+
+    def _plugins(self) -> List[Any]:
+        """Whole checkpoints; and under SLURM jobs that queue again by their script, not by Lightning's handler."""
+        plugins: List[Any] = [AtomicCheckpointIO()]
+        if SLURMEnvironment.detect():
+            plugins.append(SLURMEnvironment(auto_requeue=False))
+        return plugins
+
+    def fit(self, trainer: Trainer, train: Any, val: Any) -> None:
+        """Trains, from ``resumed_from`` on; an interrupted run says what is left of it.
+
+        Args:
+            trainer: from :meth:`trainer`.
+            train: training loader, or a DALI data module, which serves the validation images too.
+            val: validation loader, or None.
+
+        Raises:
+            Stopped: after Ctrl-C or SIGTERM, with a sentence that says how to go on.
+            UserError: Lightning refuses the settings, or another process of the run has ended.
+        """
+        loaders: Dict[str, Any] = {"datamodule": train}
+        if self.cfg.data.format != "dali":
+            loaders = {"train_dataloaders": train, "val_dataloaders": val}
+        if "weights_only" in inspect.signature(trainer.fit).parameters:  # lightning 2.6 and later
+            loaders["weights_only"] = True
+        try:
+            trainer.fit(self.model, ckpt_path=self.resumed_from, **loaders)
+        except SystemExit:
+            if not trainer.interrupted:
+                raise
+            signum = self.signals.signal or signal.SIGINT
+            raise Stopped(self._interrupted(trainer), signum) from None
+        except MisconfigurationException as error:
+            raise _refused(error) from error
+        except ValueError as error:
+            if "val_check_interval" not in str(error):  # above the batches of an epoch
+                raise
+            raise _refused(error) from error
+        except RuntimeError as error:
+            if trainer.world_size == 1 or not another_ended(error):
+                raise
+            raise UserError(
+                "another process of this run has ended, and with it this one; what it said tells why."
+            ) from error
+
+    def last_checkpoint(self) -> Optional[Path]:
+        """The newest checkpoint of this run: written by it, or the one it was resumed from."""
+        last = getattr(self.checkpointer, "last_ckpt", None)
+        return self.resumed_from if last is None else Path(last)
+
+    def _interrupted(self, trainer: Trainer) -> str:
+        last = self.last_checkpoint()
+        where = f"interrupted in epoch {trainer.current_epoch} at step {trainer.global_step}; "
+        if last is None:
+            return where + "no checkpoint had been written."
+        again = (
+            "the same command resumes from it"
+            if self.cfg.auto_resume.enabled
+            else (f"resume with resume_from_checkpoint='{last}'")
+        )
+        return where + f"the last checkpoint is {last}, {again}."
+
+    def write(self, summary: Dict[str, Any]) -> None:
+        """Writes ``summary.json`` beside the last checkpoint and says where both are.
+
+        A run that had finished already keeps the summary it has.
+        """
+        last = self.last_checkpoint()
+        if last is None:
+            say("no checkpoint was written (checkpoint.enabled=False)")
+        elif last == self.resumed_from:
+            say(f"the run had finished already; its checkpoint is {last}")
+        else:
+            path = last.with_name("summary.json")
+            write_json(path, summary)
+            say(f"checkpoint {last}\nsummary    {path}")
+
+
+def _refused(error: Exception) -> UserError:
+    return UserError(f"Lightning refuses these settings: {' '.join(str(error).split())}")
+
+
+def _instead(path: Path) -> str:
+    """The checkpoint of the same folder that was written before a damaged one, in words."""
+    earlier = [
+        other for other in path.parent.glob("*.ckpt") if place_in_name(other) < place_in_name(path)
+    ]
+    for other in sorted(earlier, key=place_in_name, reverse=True):
+        if damage(other) is None:
+            return f" The one before it is whole: resume_from_checkpoint='{other}'."
+    return ""

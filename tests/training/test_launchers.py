@@ -1,0 +1,160 @@
+"""What a launcher says to a process, and a run of two processes that goes wrong."""
+
+import os
+import signal
+import sys
+
+import pytest
+import torch
+
+from carp_plugin.errors import UserError
+from carp_plugin.terminal import is_first_of_node, is_main_process
+from carp_plugin.training.devices import settle_devices
+from carp_plugin.training.launchers import another_ended
+from tests.helpers import image_folder, small_cfg
+from tests.launching import LAUNCHERS, TRAIN, environment, job, run, wait_until, write_config
+from tests.training.test_interruption import assert_same
+
+TWO = ["devices=2", "++strategy=ddp", "optimizer.batch_size=4", "++evaluation.enabled=False"]
+
+ELASTIC = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
+SLURM = {"SLURM_JOB_NAME": "carp", "SLURM_NTASKS": "4", "SLURM_NNODES": "2"}
+SLURM_TASKS = {**SLURM, "SLURM_NTASKS_PER_NODE": "2"}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return image_folder(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Puts a launcher's variables in place of those that are there."""
+
+    def put(variables):
+        for key in [key for key in os.environ if key.startswith((*LAUNCHERS, "NODE_RANK"))]:
+            monkeypatch.delenv(key)
+        for key, value in variables.items():
+            monkeypatch.setenv(key, value)
+
+    return put
+
+
+# (who starts, what it says, the first of all?, the first of its node?)
+PLACES = [
+    ("nobody", {}, True, True),
+    ("torchrun, the first", {**ELASTIC, "RANK": "0", "LOCAL_RANK": "0"}, True, True),
+    ("torchrun, second node", {**ELASTIC, "RANK": "2", "LOCAL_RANK": "0"}, False, True),
+    ("torchrun, the last", {**ELASTIC, "RANK": "3", "LOCAL_RANK": "1"}, False, False),
+    ("Lightning, second process", {"LOCAL_RANK": "1", "NODE_RANK": "0"}, False, False),
+    ("Lightning, second node", {"NODE_RANK": "1"}, False, True),
+    ("srun, the first", {**SLURM_TASKS, "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, True, True),
+    ("srun, second node", {**SLURM_TASKS, "SLURM_PROCID": "2", "SLURM_LOCALID": "0"}, False, True),
+    ("srun, the last", {**SLURM_TASKS, "SLURM_PROCID": "3", "SLURM_LOCALID": "1"}, False, False),
+    ("a shell of SLURM", {**SLURM, "SLURM_JOB_NAME": "bash", "SLURM_PROCID": "0"}, True, True),
+]
+
+
+@pytest.mark.parametrize(
+    "variables, main, first", [p[1:] for p in PLACES], ids=[p[0] for p in PLACES]
+)
+def test_each_process_knows_its_place(variables, main, first, launched):
+    launched(variables)
+    assert (is_main_process(), is_first_of_node()) == (main, first)
+
+
+MISMATCHES = [
+    (
+        ELASTIC,
+        8,
+        2,
+        r"torchrun started 4 processes, but 8 devices on 2 nodes .* devices=2 num_nodes=2",
+    ),
+    (
+        SLURM_TASKS,
+        4,
+        1,
+        r"SLURM has tasks-per-node=2 and nodes=2, but .*devices=4 and num_nodes=1.*devices=2 num_nodes=2",
+    ),
+    (SLURM, 2, 2, r"use --nodes=2 --ntasks-per-node=2 in place of --ntasks"),
+    ({"SLURM_NTASKS": "1"}, 2, 1, r"srun must start one task a device"),
+]
+
+
+@pytest.mark.parametrize("variables, devices, nodes, says", MISMATCHES)
+def test_processes_that_would_wait_for_others_say_so(
+    variables, devices, nodes, says, launched, images
+):
+    launched(variables)
+    with pytest.raises(UserError, match=says):
+        settle_devices(small_cfg(images, devices=devices, num_nodes=nodes))
+
+
+@pytest.mark.parametrize(
+    "variables", [ELASTIC, SLURM_TASKS, {**SLURM, "SLURM_JOB_NAME": "bash"}, {}]
+)
+def test_as_many_devices_as_processes_are_right(variables, launched, images):
+    launched(variables)
+    cfg = small_cfg(images, devices=2, num_nodes=2)
+    settle_devices(cfg)
+    assert cfg.devices == [0, 1]
+
+
+def test_synchronised_batch_norm_needs_gpus_where_there_are_several_processes(launched, images):
+    launched({})
+    with pytest.raises(
+        UserError, match="synchronises batch norm on GPUs alone; add sync_batchnorm=False"
+    ):
+        settle_devices(small_cfg(images, devices=2, sync_batchnorm=True))
+    settle_devices(small_cfg(images, devices=1, sync_batchnorm=True))
+
+
+@pytest.mark.parametrize(
+    "message, lost",
+    [
+        ("[pair.cc:561] Connection closed by peer [127.0.0.1]:62596. This is typically", True),
+        ("NCCL communicator was aborted on rank 0", True),
+        ("mat1 and mat2 shapes cannot be multiplied", False),
+    ],
+)
+def test_a_lost_process_is_told_from_other_failures(message, lost):
+    assert another_ended(RuntimeError(message)) == lost
+
+
+@pytest.mark.slow
+def test_an_image_that_one_rank_cannot_read_ends_all_and_is_named_once(images, tmp_path):
+    bad = image_folder(tmp_path / "bad")
+    (bad / "train" / "class_0" / "0.png").write_bytes(b"not an image")
+    named = write_config(tmp_path / "configs", bad, data__max_bad_fraction=0)
+    ended = run(tmp_path, *named, *TWO)  # which shows that no process is left
+    assert ended.code == 2 and "Traceback" not in ended.out + ended.err, ended
+    own = [line for line in ended.mistakes if "class_0/0.png cannot be read" in line]
+    others = [line for line in ended.mistakes if "another process of this run has ended" in line]
+    assert len(own) == 1 and len(own) + len(others) == len(ended.mistakes), ended.err
+    assert not list(tmp_path.rglob("summary.json"))
+
+
+@pytest.mark.slow
+def test_sigterm_ends_both_ranks_after_a_checkpoint_and_resumed_they_end_as_a_whole_run(
+    images, tmp_path
+):
+    named = write_config(tmp_path / "configs", images, max_epochs=16, auto_resume={"enabled": True})
+    command = [sys.executable, "-W", "ignore", TRAIN, *named, *TWO]
+    with job(tmp_path, (command, environment())) as started:
+        wait_until(lambda: list(tmp_path.rglob("*.ckpt")), 150)
+        os.kill(started.processes[0].pid, signal.SIGTERM)
+        (ended,) = started.ended(60)
+        wait_until(lambda: not started.left(), 20)
+    assert ended.code == 128 + signal.SIGTERM, ended
+    assert ended.err.count("interrupted in epoch") == 1 and "Traceback" not in ended.err
+    assert not list(tmp_path.rglob("*.part"))
+    resumed = run(tmp_path, *named, *TWO)
+    assert resumed.code == 0 and resumed.out.count("resuming from") == 1, resumed
+    whole = run(tmp_path, *named, *TWO, "checkpoint.dir=whole")
+    assert whole.code == 0, whole
+    ends = []
+    for folder in ("trained_models", "whole"):
+        (path,) = (tmp_path / folder).rglob("*-ep=15.ckpt")
+        content = torch.load(path, weights_only=True)
+        ends.append({key: content[key] for key in ("state_dict", "optimizer_states")})
+    assert_same(*ends)
