@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Dict, Optional
 
 import torch
-from omegaconf import OmegaConf
 
 from carp_plugin.errors import UserError
 from carp_plugin.training.callbacks.history import write_json
+from carp_plugin.training.devices import Machine
 from carp_plugin.training.report import provenance
 
 
@@ -96,7 +96,7 @@ class Record:
 
 def settings_of(device: torch.device, **sizes: Any) -> Dict[str, Any]:
     """What results must share to stand in one file: sizes, commit, host, versions and machine, without any path."""
-    found = provenance(OmegaConf.create({"accelerator": device.type, "devices": [0]}))
+    found = provenance(Machine(device.type, (0,)), config={})
     del found["config"], found["host"]["location"]
     found["machine"] = {
         "device": device.type,

@@ -32,12 +32,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.common import write_result
 from carp_plugin import register
 from carp_plugin.commands.cli import silence_third_parties
-from carp_plugin.settings.pretraining import checked
 from carp_plugin.terminal import say
 from carp_plugin.training.callbacks.collapse import CollapseMonitor
 from carp_plugin.training.callbacks.finite import FiniteLoss
+from carp_plugin.training.devices import machine_of
 from carp_plugin.training.pretraining import build_model
-from tests.helpers import augmentation, image_folder, small_cfg
+from tests.helpers import augmentation, image_folder, small_settings
 
 BUDGET = 0.02
 
@@ -131,25 +131,23 @@ class First(Callback):
 
 def measure(size: Size, steps: int, warm_up: int, folder: Path) -> Dict[str, Any]:
     """Seconds and shares of one size."""
-    cfg = checked(
-        small_cfg(
-            image_folder(folder / "images"),
-            method_kwargs={
-                "proj_hidden_dim": size.hidden,
-                "proj_output_dim": 256,
-                "num_prototypes": size.prototypes,
-                "partition_size": size.block,
-            },
-            augmentations=[augmentation(size.pixels)],
-            optimizer__name="adamw",
-            optimizer__batch_size=size.images,
-            optimizer__lr=0.001,
-            max_epochs=1,
-            checkpoint__enabled=False,
-        )
+    settings = small_settings(
+        image_folder(folder / "images"),
+        method_kwargs={
+            "proj_hidden_dim": size.hidden,
+            "proj_output_dim": 256,
+            "num_prototypes": size.prototypes,
+            "partition_size": size.block,
+        },
+        augmentations=[augmentation(size.pixels)],
+        optimizer__name="adamw",
+        optimizer__batch_size=size.images,
+        optimizer__lr=0.001,
+        max_epochs=1,
+        checkpoint__enabled=False,
     )
     seed_everything(0, verbose=False)
-    model = build_model(cfg)
+    model = build_model(settings, machine_of(settings))
     monitor, guard = CollapseMonitor(), FiniteLoss()
     turns = TakingTurns(model, monitor, guard)
     trainer = Trainer(

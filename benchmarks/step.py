@@ -32,9 +32,9 @@ from benchmarks.training import (
     PHASES,
     batches,
     carp_parts,
-    configuration,
     fit,
     method_of,
+    step_settings,
     without_backbone,
 )
 from carp_plugin.commands.cli import saying_mistakes, silence_third_parties
@@ -147,7 +147,7 @@ def measure(name: str, setting: Setting, record: Record, args: argparse.Namespac
     batch = args.batch or setting.batch
     models = {
         method: method_of(
-            configuration(
+            step_settings(
                 method,
                 kwargs,
                 setting.backbone,

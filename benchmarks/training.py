@@ -15,7 +15,6 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, cast
 import torch
 import torch.nn as nn
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -23,16 +22,17 @@ from benchmarks.formulations import Case
 from benchmarks.measuring import PeakMemory, in_turns, medians, synchronize
 from carp_plugin import register
 from carp_plugin.commands.cli import silence_third_parties
-from carp_plugin.host import parse_pretrain_cfg
 from carp_plugin.losses.carp import carp_objective_func
 from carp_plugin.partition import random_partition
+from carp_plugin.settings.pretraining import Pretraining, read_pretraining
+from carp_plugin.training.devices import Machine
 from carp_plugin.training.pretraining import build_model
 
 #: In the order of a step.
 PHASES = ("forward and loss", "backward", "optimizer", "momentum update")
 
 
-def configuration(
+def step_settings(
     method: str,
     kwargs: Dict[str, Any],
     backbone: str,
@@ -41,8 +41,8 @@ def configuration(
     dataset: str,
     optimizer: Optional[Dict[str, Any]] = None,
     accelerator: str = "cpu",
-) -> DictConfig:
-    """The parsed configuration of a method with LARS, without a look at any data.
+) -> Pretraining:
+    """The settings of a method with LARS, without a look at any data.
 
     Args:
         method: of the host, or "carp".
@@ -54,22 +54,15 @@ def configuration(
         optimizer: keywords of LARS.
         accelerator: "cpu" or "gpu".
     """
-    register()
-    cfg = OmegaConf.create(
+    return read_pretraining(
         {
             "name": f"step-{method}",
             "method": method,
             "method_kwargs": kwargs,
-            "backbone": {"name": backbone, "kwargs": {}},
+            "backbone": {"name": backbone},
             "momentum": {"base_tau": 0.99, "final_tau": 1.0},
-            "data": {
-                "dataset": dataset,
-                "train_path": "unused",
-                "val_path": None,
-                "format": "image_folder",
-                "num_workers": 0,
-            },
-            "augmentations": [{"crop_size": size, "num_crops": 2}],
+            "data": {"dataset": dataset, "train_path": "unused", "num_workers": 0},
+            "augmentations": [plain_views(size)],
             "optimizer": {
                 "name": "lars",
                 "batch_size": batch,
@@ -82,18 +75,33 @@ def configuration(
             "max_epochs": 1,
             "accelerator": accelerator,
             "devices": [0],
-            "num_nodes": 1,
             "sync_batchnorm": False,
             "precision": "32-true",
         }
     )
-    return parse_pretrain_cfg(cfg)
 
 
-def method_of(cfg: DictConfig, seed: int = 0) -> LightningModule:
-    """The method as a pretraining run builds it."""
+def plain_views(size: int) -> Dict[str, Any]:
+    """A whole pipeline of two views with every step switched off: the batches here are made without one."""
+    off = {"prob": 0.0}
+    return {
+        "rrc": {"enabled": False, "crop_min_scale": 1.0, "crop_max_scale": 1.0},
+        "color_jitter": {**off, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0},
+        "grayscale": off,
+        "gaussian_blur": off,
+        "solarization": off,
+        "equalization": off,
+        "horizontal_flip": off,
+        "crop_size": size,
+        "num_crops": 2,
+    }
+
+
+def method_of(settings: Pretraining, seed: int = 0) -> LightningModule:
+    """The method as a pretraining run builds it, on one device."""
+    register()
     seed_everything(seed, verbose=False)
-    return build_model(cfg)
+    return build_model(settings, Machine(settings.accelerator, (0,)))
 
 
 def batches(batch: int, size: int, steps: int) -> DataLoader:
@@ -281,9 +289,7 @@ def head_step_memory(case: Case, device_name: str, steps: int = 3) -> Dict[str, 
     }
     lars = {"clip_lr": False, "eta": 0.001, "exclude_bias_n_norm": True}
     model = method_of(
-        configuration(
-            "carp", kwargs, "resnet50", 32, case.images, "imagenet", lars, accelerator=accelerator
-        )
+        step_settings("carp", kwargs, "resnet50", 32, case.images, "imagenet", lars, accelerator)
     )
     model = without_backbone(model, case.images).to(device_name)
     held = sum(tensor.numel() * tensor.element_size() for tensor, _ in _tensors_of(model))

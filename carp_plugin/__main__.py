@@ -10,16 +10,37 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from carp_plugin import register
 from carp_plugin.errors import UserError
+from carp_plugin.settings.recipes import folder
+
+HELP = """\
+usage: python -m carp_plugin SCRIPT.py [arguments of the script]
+
+Runs a script of a solo-learn checkout with CARP among its methods. Configurations take in the shared parts of our
+recipes by name, as the recipes do. For example:
+
+  cd solo-learn
+  python -m carp_plugin main_pretrain.py --config-path {recipes} --config-name carp.yaml
+
+On several devices: torchrun --standalone --nproc-per-node=N -m carp_plugin main_pretrain.py ...
+
+Without a checkout, on the installed solo-learn:
+
+  carp-pretrain   pretrains CARP, or any method of solo-learn
+  carp-linear     evaluates a pretrained backbone by a linear classifier
+  carp-knn        evaluates a checkpoint by its nearest neighbours, student and teacher
+  carp-umap       draws the features of a checkpoint, student and teacher
+  carp-compare    trains methods side by side and shows them on one page
+"""
 
 
 def main() -> None:
     """Registers CARP, then runs the script named first as ``python SCRIPT`` would."""
-    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        sys.exit("usage: python -m carp_plugin SCRIPT.py [arguments of the script]")
+    asked = sys.argv[1] if len(sys.argv) > 1 else None
+    if asked in (None, "-h", "--help"):
+        said = HELP.format(recipes=folder("pretrain/cifar"))
+        print(said, end="", file=sys.stdout if asked else sys.stderr)
+        sys.exit(0 if asked else 2)
     script = Path(sys.argv[1])
     if not script.is_file():
         raise UserError(
@@ -27,15 +48,25 @@ def main() -> None:
         )
     # python puts the script's folder first on the path; a checkout's own `solo` must win over an installed one
     sys.path.insert(0, str(script.resolve().parent))
-    register()
-    if not torch.cuda.is_available():
-        # main_knn.py and main_umap.py of the host move to a card whatever the machine has.
-        torch.Tensor.cuda = _stay  # type: ignore[assignment, method-assign]
+    _prepare()
     sys.argv = [str(script), *sys.argv[2:]]
     runpy.run_path(str(script), run_name="__main__")
 
 
-def _stay(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+def _prepare() -> None:
+    import torch  # here: help and a misspelt script are to be quick
+
+    from carp_plugin import register
+    from carp_plugin.settings import hydra_defaults
+
+    register()
+    hydra_defaults.install()
+    if not torch.cuda.is_available():
+        # main_knn.py and main_umap.py of the host move to a card whatever the machine has.
+        torch.Tensor.cuda = _stay  # type: ignore[assignment, method-assign]
+
+
+def _stay(tensor: Any, *args: Any, **kwargs: Any) -> Any:
     """What ``tensor.cuda()`` does where there is no card."""
     return tensor
 

@@ -6,6 +6,7 @@ Entry points catch :class:`UserError`, print its sentence and leave with exit co
 from __future__ import annotations
 
 import difflib
+import shlex
 from typing import Iterable
 
 
@@ -34,3 +35,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if 0 < len(names) <= 30:
         return "; choose from " + ", ".join(names)
     return ""
+
+
+def typed(key: str, value: str) -> str:
+    """A setting as it can be pasted into a shell: ``key=value``, the value in quotes where the shell needs them."""
+    return f"{key}={shlex.quote(value)}"

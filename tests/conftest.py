@@ -8,9 +8,11 @@ import pytest
 import torch
 
 import carp_plugin
+from carp_plugin.settings import hydra_defaults
 
 torch.set_num_threads(1)
 carp_plugin.register()
+hydra_defaults.install()
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,9 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
+from carp_plugin.settings.pretraining import Pretraining, read_pretraining
+from carp_plugin.settings.reading import plain
+
 CLASSES = 6  # the hosts' momentum classifier wants at least five
 
 #: Small method_kwargs of every method that both hosts have, and of those of the current host.
@@ -181,3 +184,8 @@ def small_cfg(root: Path, method: str = "carp", **changes: Any) -> DictConfig:
     for key, value in changes.items():
         OmegaConf.update(cfg, key.replace("__", "."), value, force_add=True)
     return cfg
+
+
+def small_settings(root: Path, method: str = "carp", **changes: Any) -> Pretraining:
+    """The settings that :func:`small_cfg` means; same arguments."""
+    return read_pretraining(plain(small_cfg(root, method, **changes)))

@@ -38,12 +38,6 @@ class Ended(NamedTuple):
 def write_config(folder: Path, images: Path, **changes: Any) -> List[str]:
     """Writes the small configuration to ``folder`` and returns the arguments that name it."""
     content: Any = OmegaConf.to_container(small_cfg(images, **changes))
-    content["hydra"] = {"output_subdir": None, "run": {"dir": "."}}
-    content["defaults"] = [
-        "_self_",
-        {"override hydra/hydra_logging": "disabled"},
-        {"override hydra/job_logging": "disabled"},
-    ]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "small.yaml").write_text(yaml.safe_dump(content))
     return ["--config-path", str(folder), "--config-name", "small.yaml"]

@@ -7,9 +7,12 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from carp_plugin.settings.pretraining import checked, plain
+from carp_plugin.host.cfg import plain
+from carp_plugin.settings import reading
+from carp_plugin.settings.linear import Linear, read_linear
+from carp_plugin.training.devices import machine_of
 from carp_plugin.training.pretraining import build_model
-from tests.helpers import small_cfg
+from tests.helpers import small_settings
 
 
 def write_checkpoint(
@@ -24,9 +27,10 @@ def write_checkpoint(
         seed: of the weights.
         changes: as for ``small_cfg``.
     """
-    cfg = checked(small_cfg(images, method, **changes))
+    settings = small_settings(images, method, **changes)
     torch.manual_seed(seed)
-    state = build_model(cfg).state_dict()
+    model = build_model(settings, machine_of(settings))
+    state = model.state_dict()
     for name, tensor in state.items():
         if name.startswith("momentum_backbone.") and tensor.ndim > 1:
             tensor += 0.01 * torch.randn_like(tensor)
@@ -35,7 +39,7 @@ def write_checkpoint(
     folder.mkdir(parents=True)
     path = folder / f"{method}-ep=1.ckpt"
     torch.save({"state_dict": state, "epoch": 1, "global_step": 6}, path)
-    (folder / "args.json").write_text(json.dumps(plain(cfg)))
+    (folder / "args.json").write_text(json.dumps(plain(model.cfg)))
     return path
 
 
@@ -74,3 +78,8 @@ def linear_cfg(images: Path, checkpoint: Path, **changes: Any) -> DictConfig:
     for key, value in changes.items():
         OmegaConf.update(cfg, key.replace("__", "."), value, force_add=True)
     return cfg
+
+
+def linear_settings(images: Path, checkpoint: Path, **changes: Any) -> Linear:
+    """The settings that :func:`linear_cfg` means; same arguments."""
+    return read_linear(reading.plain(linear_cfg(images, checkpoint, **changes)))

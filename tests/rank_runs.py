@@ -11,11 +11,12 @@ from unittest.mock import patch
 import torch
 
 from carp_plugin import register
+from carp_plugin.commands.pretrain import pretrain
 from carp_plugin.host import METHODS, MomentumUpdater
 from carp_plugin.methods import carp
-from carp_plugin.training.pretraining import pretrain
+from carp_plugin.settings.pretraining import Pretraining
 from tests.distributed import Collectives
-from tests.helpers import small_cfg
+from tests.helpers import small_settings
 
 
 def under_torchrun(rank: int, world_size: int) -> None:
@@ -35,18 +36,18 @@ def trained(
         world_size: ranks.
         root: images, as ``image_folder`` makes them.
         folder: to run in.
-        runs: changes of ``small_cfg`` for each of them.
+        runs: changes of ``small_settings`` for each of them.
     """
     under_torchrun(rank, world_size)
     os.chdir(folder)
-    settings = {"devices": world_size, "strategy": "ddp"}
+    several = {"devices": world_size, "strategy": "ddp"}
     return {
-        name: watched(small_cfg(root, **settings, name=name, **changes))
+        name: watched(small_settings(root, **several, name=name, **changes))
         for name, changes in runs.items()
     }
 
 
-def watched(cfg: Any) -> Dict[str, Any]:
+def watched(settings: Pretraining) -> Dict[str, Any]:
     """One training, and what was seen of every batch, of every optimizer step and at its end."""
     register()
     method = METHODS["carp"]
@@ -93,7 +94,7 @@ def watched(cfg: Any) -> Dict[str, Any]:
         stack.enter_context(patch.object(method, "backward", backward_of))
         stack.enter_context(patch.object(MomentumUpdater, "update", tau_of))
         stack.enter_context(patch.object(carp, "carp_objective_func", loss_of))
-        summary = pretrain(cfg)
+        summary = pretrain(settings)
     weights = {name: digest(tensor) for name, tensor in model.named_parameters()}
     rate = model.trainer.optimizers[0].param_groups[0]["lr"]
     return {

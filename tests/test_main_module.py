@@ -1,8 +1,13 @@
 """`python -m carp_plugin SCRIPT.py …`: a script of the host's with CARP among the methods."""
 
+import configparser
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 from tests.run_cli import ROOT
 
@@ -39,9 +44,42 @@ def test_missing_script_is_one_sentence(tmp_path):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_without_a_script_the_usage_is_shown(tmp_path):
+def test_without_a_script_the_help_is_shown_as_a_mistake(tmp_path):
     done = run(cwd=tmp_path)
-    assert done.returncode != 0 and "usage: python -m carp_plugin SCRIPT.py" in done.stderr
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr == run("--help", cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_names_an_example_that_is_there_and_every_command(flag, tmp_path):
+    done = run(flag, cwd=tmp_path)
+    assert done.returncode == 0 and not done.stderr
+    assert done.stdout.startswith("usage: python -m carp_plugin SCRIPT.py")
+    example = re.search(r"--config-path (\S+) --config-name (\S+)", done.stdout)
+    assert Path(*example.groups()).is_file()
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    scripts = setup["options.entry_points"]["console_scripts"].split("\n")[1:]
+    assert len(scripts) == 5
+    for script in scripts:
+        assert f"\n  {script.split()[0]} " in done.stdout
+
+
+def test_a_recipe_composes_in_a_script_of_the_host_and_leaves_no_folder(tmp_path):
+    """Without a word about us in the script, and no line about Hydra in the recipe."""
+    (tmp_path / "script.py").write_text(
+        "import hydra\n"
+        "@hydra.main(version_base='1.2')\n"
+        "def main(cfg):\n"
+        "    print(cfg.name, cfg.method, cfg.backbone.name, cfg.data.dataset)\n"
+        "if __name__ == '__main__':\n"
+        "    main()\n"
+    )
+    recipe = ["--config-path", str(ROOT / "scripts/pretrain/cifar"), "--config-name", "carp.yaml"]
+    done = run("script.py", *recipe, "name=mine", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "mine carp resnet18 cifar10"
+    assert [path.name for path in tmp_path.iterdir()] == ["script.py"]
 
 
 def test_a_script_that_moves_to_a_card_runs_without_one(tmp_path):

@@ -25,8 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.common import write_result
 from carp_plugin.commands.cli import saying_mistakes, silence_third_parties
+from carp_plugin.commands.pretrain import pretrain
+from carp_plugin.settings import hydra_defaults
 from carp_plugin.terminal import say
-from carp_plugin.training.pretraining import pretrain
 
 ROOT = Path(__file__).resolve().parent.parent
 K, IMAGES = 4096, 64
@@ -67,6 +68,7 @@ def settings(name: str, args: argparse.Namespace) -> List[str]:
 def run(name: str, args: argparse.Namespace) -> Dict[str, Any]:
     """Trains one of the two and returns what was seen, epoch by epoch, and the verdict after the last."""
     overrides = settings(name, args)
+    hydra_defaults.install()
     with initialize_config_dir(str(ROOT / "scripts" / "pretrain"), version_base="1.2"):
         cfg = compose("carp.yaml", overrides=overrides)
     OmegaConf.set_struct(cfg, False)

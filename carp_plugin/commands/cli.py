@@ -1,4 +1,7 @@
-"""What entry points share: Hydra's command line, with one sentence and exit code 2 for a user's mistake."""
+"""What the commands share: a command line read, and one sentence with exit code 2 for a user's mistake.
+
+Nothing of torch or of solo-learn is imported before a command line has been found good.
+"""
 
 from __future__ import annotations
 
@@ -9,52 +12,12 @@ import re
 import sys
 import warnings
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Iterator, List, NoReturn, Optional
+from typing import Any, Callable, Iterator, List, Optional, Sequence, Type
 
-import yaml
-from hydra.errors import (
-    ConfigCompositionException,
-    HydraException,
-    MissingConfigException,
-    OverrideParseException,
-)
-from hydra.main import get_args_parser
-from omegaconf.errors import OmegaConfBaseException
-
-from carp_plugin.errors import UserError, did_you_mean
+from carp_plugin.errors import UserError
 from carp_plugin.terminal import has_the_say, is_first_of_node
-
-
-def guarded(
-    main: Callable[[], object], default_dir: str, keys_of: str = "carp_plugin.settings.pretraining"
-) -> None:
-    """Runs a Hydra main; what the user did wrong is said in one sentence.
-
-    Args:
-        main: decorated with ``hydra.main``.
-        default_dir: its ``config_path``, to suggest names from.
-        keys_of: module whose ``known_keys()`` are suggested for a misspelt override.
-
-    Exits with 2 after a mistake of the user's, with 130 after Ctrl-C, with 143 after SIGTERM.
-    """
-    # Hydra would print its own half of every error; with this set it raises them.
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    silence_third_parties()
-    try:
-        with saying_mistakes():
-            _config_is_named(default_dir)
-            main()
-    except MissingConfigException as error:
-        _leave(f"error: {_missing_config(error, default_dir)}", 2)
-    except OverrideParseException as error:
-        _leave(f"error: the override {error.override!r} cannot be read; expected KEY=VALUE.", 2)
-    except ConfigCompositionException as error:
-        _leave(f"error: {_bad_override(error, keys_of)}", 2)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        _leave(f"error: {_unreadable(error)}", 2)
-    except (HydraException, OmegaConfBaseException) as error:
-        _leave(f"error: {' '.join(str(error).split())}", 2)
 
 
 @contextmanager
@@ -62,6 +25,7 @@ def saying_mistakes() -> Iterator[None]:
     """Within this context a user's mistake and Ctrl-C are said in one sentence.
 
     Stands inside the function that Hydra calls as well, for Hydra would print its own line about the error first.
+    Leaves with 2 after a mistake of the user's, with 130 after Ctrl-C, with 143 after SIGTERM.
     """
     try:
         yield
@@ -70,8 +34,11 @@ def saying_mistakes() -> Iterator[None]:
         _leave(said if is_first_of_node() else "", getattr(interrupt, "code", 130))
     except UserError as error:
         _leave(f"error: {_own_sentence(error)}", 2)
-    except OmegaConfBaseException as error:  # a value that refers to what is not there
-        _leave(f"error: {' '.join(str(error).split())}", 2)
+    except Exception as error:
+        reason = _of_hydra(error)
+        if reason is None:
+            raise
+        _leave(f"error: {reason}", 2)
 
 
 def silence_third_parties() -> None:
@@ -102,78 +69,202 @@ def _own_sentence(error: UserError) -> str:
     return re.split(r"carp_plugin\.[\w.]+Error: ", str(error))[-1].strip()
 
 
-def _option(*names: str) -> Optional[str]:
-    """The value of a command-line option, given as ``--name value`` or ``--name=value``."""
-    for i, argument in enumerate(sys.argv[1:], start=1):
-        for name in names:
-            if argument == name:
-                return sys.argv[i + 1] if i + 1 < len(sys.argv) else None
-            if argument.startswith(name + "="):
-                return argument[len(name) + 1 :]
+def _of_hydra(error: Exception) -> Optional[str]:
+    """What Hydra, OmegaConf and YAML refuse, in a sentence; None for anything else."""
+    import yaml  # here: they are there where one of them has failed
+    from hydra.errors import HydraException, OverrideParseException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if isinstance(error, OverrideParseException):
+        return f"the override {error.override!r} cannot be read; expected KEY=VALUE."
+    if isinstance(error, (yaml.YAMLError, UnicodeDecodeError)):
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        file = f" {mark.name}" if mark else ", or one that it takes in,"
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        reason = problem or " ".join(str(error).split())
+        return f"the configuration{file} is no YAML{where}: {reason}; mend it there."
+    if isinstance(error, HydraException):
+        # what it says of where it looked is of no use to a user
+        return " ".join(str(error).split("\nConfig search path")[0].split())
+    if isinstance(error, OmegaConfBaseException):
+        return " ".join(str(error).split())
     return None
 
 
-def _config_dir(default_dir: str) -> Path:
-    """Where Hydra looks for the configuration: relative to the script, as it does itself."""
-    named = _option("--config-path", "-cp", "--config-dir", "-cd") or default_dir
-    return Path(sys.argv[0]).resolve().parent / named
+@dataclass(frozen=True)
+class Command:
+    """A command that a configuration tells what to do.
 
+    Attributes:
+        script: of a checkout.
+        name: of an installation.
+        about: what it does, in a sentence.
+        recipes: folder of its recipes below ``scripts/``.
+        example: how it is called.
+        model: ``module:class`` of the settings, which knows every key.
+        read: ``module:function``, nested keys to settings.
+        run: ``module:function`` of the settings.
+    """
 
-def _refused_flags(message: str) -> NoReturn:
-    raise UserError(
-        f"{message}; settings are given as KEY=VALUE, flags are listed by --hydra-help."
-    )
+    script: str
+    name: str
+    about: str
+    recipes: str
+    example: str
+    model: str
+    read: str
+    run: str
 
+    def main(self, arguments: Optional[Sequence[str]] = None) -> None:
+        """Does what the command line says.
 
-def _configs(folder: Path) -> List[str]:
-    return sorted(path.name for path in folder.glob("*.y*ml"))
+        Args:
+            arguments: without the program's name; None takes those of this process.
+        """
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        silence_third_parties()
+        with saying_mistakes():
+            if any(flag in ("-h", "--help") for flag in given):
+                print(self.help())
+            elif given[:1] == ["--keys"]:
+                self._say_keys(given[1:])
+            else:
+                self._compose_and_run(given)
 
+    def _compose_and_run(self, given: List[str]) -> None:
+        from carp_plugin.settings.command_line import configs, read_arguments
+        from carp_plugin.settings.recipes import folder
 
-def _config_is_named(default_dir: str) -> None:
-    """A run without a configuration is a mistake, unless Hydra is asked for something else."""
-    if any(
-        argument.startswith(("--help", "-h", "--hydra-help", "--version", "--info"))
-        for argument in sys.argv
-    ):
-        return
-    parser = get_args_parser()
-    parser.error = _refused_flags  # type: ignore[method-assign]
-    parser.parse_args()
-    folder = _config_dir(default_dir)
-    if not folder.is_dir():
-        raise UserError(f"the configuration folder {folder} does not exist; check --config-path.")
-    if _option("--config-name", "-cn") is None:
-        names = ", ".join(_configs(folder)) or "none here"
-        raise UserError(
-            f"no configuration is named; add --config-name NAME, one of {names} (in {folder})."
+        beside = Path(sys.argv[0]).resolve().parent
+        typed = read_arguments(given, self.settings(), folder(self.recipes), beside)
+        hydra_itself = any(flag.startswith(("--hydra-help", "--version")) for flag in given)
+        if typed.name is None and not hydra_itself:
+            names = ", ".join(configs(typed.folder)) if typed.folder else ""
+            raise UserError(
+                f"no configuration is named; add --config-name NAME, one of {names or 'none here'} (in {typed.folder})."
+            )
+        before = sys.argv
+        sys.argv = [before[0], *typed.arguments]
+
+        def task(cfg: Any) -> Any:
+            # Lightning starts the other processes with what the user typed.
+            sys.argv = before
+            with saying_mistakes():
+                return self.do(cfg)
+
+        self._hydra(task)
+
+    def _hydra(self, task: Callable[[Any], Any]) -> None:
+        import hydra
+
+        from carp_plugin.settings.hydra_defaults import install
+
+        # Hydra would print its own half of every error; with this set it raises them.
+        os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+        install()
+        hydra.main(version_base="1.2", config_path=None)(task)()
+
+    def do(self, cfg: Any) -> Any:
+        """Reads a composed configuration and runs it."""
+        from carp_plugin.settings.reading import plain
+
+        settings = _named(self.read)(plain(cfg))
+        return _named(self.run)(settings)
+
+    def settings(self) -> Type[Any]:
+        """The model of its settings."""
+        return _named(self.model)
+
+    def help(self) -> str:
+        """What ``--help`` prints."""
+        from carp_plugin.settings.recipes import folder
+
+        root = folder(self.recipes)
+        found = sorted(str(path.relative_to(root)) for path in root.rglob("*.y*ml"))
+        called = self.called()
+        keys = [name for name in self.settings().model_fields if name not in _LESS_SAID]
+        return (
+            f"{self.about}\n\n"
+            f"usage: {called} --config-name NAME [--config-path FOLDER] [KEY=VALUE ...]\n\n"
+            f"  {called} {self.example}\n\n"
+            f"configurations in {root}:\n{_wrapped(found)}\n\n"
+            f"keys, each set by KEY=VALUE or NODE.KEY=VALUE:\n{_wrapped(keys)}\n\n"
+            f"  {called} --keys [WORD]     every key that has WORD in it: type, default, meaning\n"
+            f"  {called} --hydra-help      Hydra's own flags (-m for several jobs, --cfg job)\n"
+            "  docs/configuration.md      all of it as a page"
         )
 
+    def called(self) -> str:
+        """How the user called it."""
+        name = Path(sys.argv[0]).name
+        return f"python {name}" if name.endswith(".py") else self.name
 
-def _missing_config(error: MissingConfigException, default_dir: str) -> str:
-    name, folder = str(error.missing_cfg_file), _config_dir(default_dir)
-    return f"there is no configuration {name!r} in {folder}{did_you_mean(name, _configs(folder))}"
+    def _say_keys(self, words: Sequence[str]) -> None:
+        from carp_plugin.settings.reference import say_keys
 
-
-def _unreadable(error: Exception) -> str:
-    """Where a configuration file is no YAML."""
-    name = _option("--config-name", "-cn")
-    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-    file = mark.name if mark else f"{name} (or one that it takes in)"
-    where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-    reason = problem or " ".join(str(error).split())
-    return f"the configuration {file} is no YAML{where}: {reason}; mend it there."
+        say_keys(self.settings(), words)
 
 
-def _bad_override(error: ConfigCompositionException, keys_of: str) -> str:
-    """Hydra's refusal of an override, with the near misses it does not give."""
-    text = " ".join(str(error).split())
-    found = re.search(r"Could not override '([^']+)'", text)
-    if not found:
-        return text
-    key = found.group(1)
-    known = importlib.import_module(keys_of).known_keys()  # not above: it needs solo-learn
-    if "not in struct" in str(error.__cause__ or text) or "is not in struct" in text:
-        if key in known:
-            return f"{key} is not set in this configuration; add it as ++{key}=VALUE."
-        return f"{key} is not a key of the configuration{did_you_mean(key, known)}"
-    return f"{key} cannot be set: {' '.join(str(error.__cause__ or error).split())}"
+@dataclass(frozen=True)
+class FlagCommand:
+    """A command that flags tell what to do, as the host's offline scripts.
+
+    Attributes:
+        script: of a checkout.
+        name: of an installation.
+        about: what it does, in a sentence.
+        model: ``module:class`` of the settings, whose keys are the flags.
+        run: ``module:function`` of the settings.
+    """
+
+    script: str
+    name: str
+    about: str
+    model: str
+    run: str
+
+    def main(self, arguments: Optional[Sequence[str]] = None) -> None:
+        """Does what the command line says.
+
+        Args:
+            arguments: without the program's name; None takes those of this process.
+        """
+        given = sys.argv[1:] if arguments is None else arguments
+        silence_third_parties()
+        with saying_mistakes():
+            settings = self.read(given)
+            _named(self.run)(settings)
+
+    def read(self, arguments: Sequence[str]) -> Any:
+        """The settings that flags mean.
+
+        Raises:
+            UserError: the first mistake.
+        """
+        from carp_plugin.settings.flags import read_flags
+
+        name = Path(sys.argv[0]).name
+        prog = self.name if name == self.name else self.script
+        return read_flags(_named(self.model), arguments, prog, self.about)
+
+
+#: Keys that are Lightning's, and seldom set.
+_LESS_SAID = (
+    "limit_test_batches limit_predict_batches overfit_batches barebones inference_mode use_distributed_sampler "
+    "reload_dataloaders_every_n_epochs enable_autolog_hparams default_root_dir min_steps min_epochs finetune mixup "
+    "cutmix label_smoothing auto_augment"
+).split()
+
+
+def _named(place: str) -> Any:
+    """What ``module:name`` stands for."""
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _wrapped(words: Sequence[str]) -> str:
+    import textwrap
+
+    text = "  ".join(words)
+    lines = textwrap.wrap(text, 96, break_on_hyphens=False, break_long_words=False)
+    return "\n".join(f"  {line}" for line in lines)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 from typing import Any, Dict, List
 
-from omegaconf import DictConfig
-
 from carp_plugin.compare import search
 from carp_plugin.compare.page import write_page
 from carp_plugin.compare.pictures import write_pictures
@@ -15,14 +13,15 @@ from carp_plugin.compare.results import write_results
 from carp_plugin.compare.runner import run
 from carp_plugin.compare.statistics import table
 from carp_plugin.errors import UserError
+from carp_plugin.settings.comparison import Asked
 from carp_plugin.terminal import say
 
 
-def compare(cfg: DictConfig) -> Dict[str, Any]:
+def compare(asked: Asked) -> Dict[str, Any]:
     """Trains and evaluates every method with every seed, and shows them side by side.
 
     Args:
-        cfg: as Hydra composed it; see ``scripts/compare/photos.yaml``.
+        asked: see ``scripts/compare/photos.yaml``.
 
     Returns:
         Dict[str, Any]: what results.json holds.
@@ -32,8 +31,8 @@ def compare(cfg: DictConfig) -> Dict[str, Any]:
         KeyboardInterrupt: on Ctrl-C, with a sentence that says what is finished.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    plan = planned(cfg)
-    say(f"{len(plan.jobs)} runs, {plan.cfg.jobs} at a time; results go to {plan.root}")
+    plan = planned(asked)
+    say(f"{len(plan.jobs)} runs, {plan.settings.jobs} at a time; results go to {plan.root}")
 
     def finished(runs: List[Dict[str, Any]]) -> None:
         write_results(plan, runs)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
-import copy
-import hashlib
 import json
 from pathlib import Path
-from typing import Any, Dict, Sequence, Tuple
+from typing import Any, Dict, Tuple
 
 import faiss
 import torch
@@ -16,53 +13,21 @@ from rich.table import Table
 from carp_plugin.data.loaders import evaluation_transform, say_bad_images
 from carp_plugin.errors import UserError
 from carp_plugin.evaluation.knn import KnnResult, classify
-from carp_plugin.evaluation.offline import Offline, check_at_least, data_parser, prepare
-from carp_plugin.evaluation.search import INDEXES, search
+from carp_plugin.evaluation.offline import Prepared, machine_of_evaluation, prepare
+from carp_plugin.evaluation.search import search
 from carp_plugin.evaluation.store import Features, stream
+from carp_plugin.settings.offline import Knn
 from carp_plugin.terminal import say
 from carp_plugin.training.callbacks.history import write_json
 from carp_plugin.training.report import provenance
+from carp_plugin.training.state import file_sha256
 
 #: (network, features) -> temperature -> what was measured.
 Results = Dict[Tuple[str, str], Dict[float, KnnResult]]
 
 
-def parser() -> argparse.ArgumentParser:
-    """The flags: those of solo-learn's ``main_knn.py``, of which only the checkpoint is required, and our own."""
-    flags = data_parser(
-        "main_knn.py",
-        "k-NN of a checkpoint (appendix C.3); what is left out is taken from the args.json beside it.",
-    )
-    add = flags.add_argument
-    add("--k", type=int, nargs="+", default=[10, 20, 100, 200], help="numbers of neighbours")
-    add("--temperature", type=float, nargs="+", default=[0.07], help="tau of the votes")
-    add("--distance_function", nargs="+", choices=["cosine", "euclidean"], default=["cosine"])
-    add(
-        "--index",
-        choices=INDEXES,
-        default="exact",
-        help="ivf and hnsw are approximate; recall is measured",
-    )
-    add(
-        "--store",
-        type=Path,
-        help="folder for the features, mapped from there instead of held in memory",
-    )
-    add(
-        "--feature_dtype",
-        choices=["float16", "float32"],
-        default="float16",
-        help="float32 keeps every bit, as the host does, in twice the memory",
-    )
-    add("--json", type=Path, help="writes the result to this file too")
-    return flags
-
-
-def main_knn(arguments: Sequence[str]) -> Dict[str, Any]:
-    """Evaluates the checkpoint that the arguments name, and says what came out.
-
-    Args:
-        arguments: of the command line, without the program's name.
+def knn(flags: Knn) -> Dict[str, Any]:
+    """Evaluates the checkpoint that the flags name, and says what came out.
 
     Returns:
         Dict[str, Any]: what the JSON line holds.
@@ -70,68 +35,73 @@ def main_knn(arguments: Sequence[str]) -> Dict[str, Any]:
     Raises:
         UserError: a mistake in the flags, the checkpoint or the data.
     """
-    args = parser().parse_args(list(arguments))
-    _check_flags(args)
-    run = prepare(args)
+    _check_flags(flags)
+    run = prepare(flags)
     bank_images = len(run.train.dataset)  # type: ignore[arg-type]
-    if max(args.k) > bank_images:
+    if max(flags.k) > bank_images:
         raise UserError(
-            f"--k {max(args.k)} is larger than the bank of {bank_images} training images; give smaller ones."
+            f"--k {max(flags.k)} is larger than the bank of {bank_images} training images; give smaller ones."
         )
-    networks, dtype = run.networks(), getattr(torch, args.feature_dtype)
+    networks, dtype = run.networks(), getattr(torch, flags.feature_dtype)
+    store = None if flags.store is None else Path(flags.store)
     banks, queries = (
         stream(
             networks,
             loader,
             run.device,
             f"{split} images",
-            folder=args.store and args.store / split,
+            folder=store and store / split,
             dtype=dtype,
         )
         for split, loader in (("train", run.train), ("val", run.val))
     )
     say_bad_images(run.train)
     results = {
-        (name, kind): _measure(banks[f"{name}/{kind}"], queries[f"{name}/{kind}"], args, run.device)
+        (name, kind): _measure(
+            banks[f"{name}/{kind}"], queries[f"{name}/{kind}"], flags, run.device
+        )
         for name, kind in run.columns
     }
     say(table(results, f"{run.pretrained.method}: k-NN accuracy on the validation images, %"))
     for (name, kind), found in results.items():
         recall = next(iter(found.values())).recall
         if recall is not None:
-            say(f"{args.index}: found {recall:.2%} of the {max(args.k)} neighbours, {name} {kind}")
-    summary = _summary(run, args, results, bank_images)
+            say(
+                f"{flags.index}: found {recall:.2%} of the {max(flags.k)} neighbours, {name} {kind}"
+            )
+    summary = _summary(run, flags, results, bank_images)
     print(json.dumps(summary))
-    if args.json:
-        _write(args.json, summary)
+    if flags.json_file:
+        _write(Path(flags.json_file), summary)
     return summary
 
 
-def _check_flags(args: argparse.Namespace) -> None:
-    if "euclidean" in args.distance_function:
+def _check_flags(flags: Knn) -> None:
+    if "euclidean" in flags.distance_function:
         raise UserError(
             "--distance_function euclidean is not offered: the protocol (appendix C.3) compares unit rows by their "
             "cosine, and on those the Euclidean distance ranks alike; leave the flag out."
         )
-    check_at_least(args, "k", 1)
-    for value in args.temperature:
-        if not 0 < value < float("inf"):
-            raise UserError(f"--temperature must be a positive number, got {value}.")
-    if args.json and args.json.is_dir():
-        raise UserError(f"--json {args.json} is a folder; give a file.")
-    if args.store and args.store.exists() and not args.store.is_dir():
-        raise UserError(f"--store {args.store} is a file; give a folder.")
+    if flags.json_file and Path(flags.json_file).is_dir():
+        raise UserError(f"--json {flags.json_file} is a folder; give a file.")
+    if flags.store and Path(flags.store).exists() and not Path(flags.store).is_dir():
+        raise UserError(f"--store {flags.store} is a file; give a folder.")
 
 
 def _measure(
-    bank: Features, queries: Features, args: argparse.Namespace, device: torch.device
+    bank: Features, queries: Features, flags: Knn, device: torch.device
 ) -> Dict[float, KnnResult]:
     found = search(
-        bank.feats, queries.feats, max(args.k), index=args.index, device=device, title="neighbours"
+        bank.feats,
+        queries.feats,
+        max(flags.k),
+        index=flags.index,
+        device=device,
+        title="neighbours",
     )
     return {
-        tau: classify(found, bank.targets, queries.targets, args.k, tau)
-        for tau in dict.fromkeys(args.temperature)
+        tau: classify(found, bank.targets, queries.targets, flags.k, tau)
+        for tau in dict.fromkeys(flags.temperature)
     }
 
 
@@ -154,16 +124,15 @@ def table(results: Results, title: str) -> Table:
     return shown
 
 
-def _summary(run: Offline, args: argparse.Namespace, results: Results, bank: int) -> Dict[str, Any]:
+def _summary(run: Prepared, flags: Knn, results: Results, bank: int) -> Dict[str, Any]:
     """Everything that defines the numbers, and the numbers, as json takes it."""
     some = next(iter(next(iter(results.values())).values()))
-    pretrained, cfg = run.pretrained, run.cfg
-    ran = copy.deepcopy(cfg)
-    ran.accelerator, ran.devices = run.device.type, [run.device.index or 0]
+    pretrained, data = run.pretrained, run.trained.data
+    transform = evaluation_transform(data.dataset, data.eval_transform, run.trained.view)
     return {
         "protocol": "weighted k-NN, appendix C.3",
         "checkpoint": str(pretrained.path),
-        "sha256": _sha256(pretrained.path),
+        "sha256": file_sha256(pretrained.path),
         "tensors": pretrained.tensors,
         "method": pretrained.method,
         "epoch": pretrained.epoch,
@@ -181,29 +150,21 @@ def _summary(run: Offline, args: argparse.Namespace, results: Results, bank: int
             for tau, found in by_tau.items()
             for k in found.top1
         ],
-        "k": sorted(set(args.k)),
-        "temperature": list(dict.fromkeys(args.temperature)),
+        "k": sorted(set(flags.k)),
+        "temperature": list(dict.fromkeys(flags.temperature)),
         "distance": "cosine",
-        "index": args.index,
+        "index": flags.index,
         "bank_images": bank,
         "query_images": len(some.targets),
         "classes": some.classes,
-        "dataset": cfg.data.dataset,
-        "train_data_path": str(cfg.data.train_path),
-        "val_data_path": str(cfg.data.val_path),
-        "transform": " ".join(str(evaluation_transform(cfg)).split()),
-        "feature_dtype": f"{args.feature_dtype} unit rows, searched in float32",
+        "dataset": data.dataset,
+        "train_data_path": str(data.train_path),
+        "val_data_path": str(data.val_path),
+        "transform": " ".join(str(transform).split()),
+        "feature_dtype": f"{flags.feature_dtype} unit rows, searched in float32",
         "faiss": faiss.__version__,
-        **provenance(ran),
+        **provenance(machine_of_evaluation(run.device), pretrained.args),
     }
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(2**20), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _write(path: Path, content: Dict[str, Any]) -> None:

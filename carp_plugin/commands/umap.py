@@ -1,94 +1,37 @@
-"""UMAP pictures of one checkpoint: the features of student and teacher in two dimensions, one colour a class.
-
-The projection is umap-learn's, an optional package. Rows are brought to unit length first, so that near means a high
-cosine similarity, as for the k-NN of appendix C.3.
-"""
+"""``main_umap.py``: pictures of one checkpoint's features, of student and teacher, one colour a class."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
-import warnings
 from pathlib import Path
-from typing import Any, Callable, List, NamedTuple, Sequence
+from typing import List
 
-import numpy as np
-import torch.nn.functional as F
-from matplotlib.lines import Line2D
-from numpy.typing import NDArray
 from rich.progress import track
-from rich.table import Table
 from torch.utils.data import DataLoader
 
 from carp_plugin.data.loaders import say_bad_images
 from carp_plugin.errors import UserError
-from carp_plugin.evaluation.drawing import (
-    Picture,
-    canvas,
-    colours,
-    drawing,
-    short,
-    write_pdf,
-    write_png,
+from carp_plugin.evaluation.offline import Prepared, prepare
+from carp_plugin.evaluation.store import stream
+from carp_plugin.evaluation.umap import (
+    FEWEST,
+    SPLITS,
+    Projection,
+    class_names,
+    load_umap,
+    not_writable,
+    picture,
+    project,
+    table,
+    write,
 )
-from carp_plugin.evaluation.offline import Offline, data_parser, prepare
-from carp_plugin.evaluation.store import Features, stream
+from carp_plugin.settings.offline import Umap
 from carp_plugin.terminal import say
 
-NEIGHBOURS = 15  # umap-learn's default
-FEWEST = 3  # images: fewer span no plane
-SPLITS = {"train": "training", "val": "validation"}
 
-_IN_LEGEND = 20  # classes; a longer legend is larger than the picture
-_SEEDS = 2**32  # what numpy's generators take
-_AS_VECTORS = 20_000  # points; more of them make a PDF that viewers choke on, and are pixels in it
-
-#: umap.UMAP, or what stands for it in a test: settings -> an object with ``fit_transform``.
-Reducer = Callable[..., Any]
-
-
-class Projection(NamedTuple):
-    """Features of one network on one split, in two dimensions.
-
-    Attributes:
-        network: ``"student"`` or ``"teacher"``.
-        features: ``"backbone"`` or ``"projector"``.
-        split: ``"train"`` or ``"val"``.
-        coordinates: (N, 2) float32, without a unit.
-        labels: (N,) int64, the classes.
-    """
-
-    network: str
-    features: str
-    split: str
-    coordinates: NDArray[np.float32]
-    labels: NDArray[np.int64]
-
-    @property
-    def name(self) -> str:
-        """Of its files, without an ending; the backbone, which is the default, goes without saying."""
-        parts = ["umap", self.network, self.features, self.split]
-        return "_".join(part for part in parts if part != "backbone")
-
-
-def parser() -> argparse.ArgumentParser:
-    """The flags: those of solo-learn's ``main_umap.py``, of which only the checkpoint is required, and our own."""
-    flags = data_parser(
-        "main_umap.py",
-        "UMAP pictures of a checkpoint's features; what is left out is taken from the args.json beside it.",
-        features=["backbone"],
-    )
-    flags.add_argument("--out", type=Path, help="folder of the pictures; the run's folder")
-    flags.add_argument("--seed", type=int, default=0, help="of UMAP: the same seed, the same map")
-    return flags
-
-
-def main_umap(arguments: Sequence[str]) -> List[Path]:
+def umap(flags: Umap) -> List[Path]:
     """Draws the training and the validation images as every chosen network sees them, and says where the files are.
-
-    Args:
-        arguments: of the command line, without the program's name.
 
     Returns:
         List[Path]: of the files: for every network, features and split a ``.png``, a ``.pdf``, and a ``.npz`` with
@@ -98,15 +41,12 @@ def main_umap(arguments: Sequence[str]) -> List[Path]:
         UserError: a mistake in the flags, the checkpoint or the data, umap-learn is missing, too few images, or a
             folder that cannot be written to.
     """
-    args = parser().parse_args(list(arguments))
-    if not 0 <= args.seed < _SEEDS:
-        raise UserError(f"--seed must lie between 0 and {_SEEDS - 1}, got {args.seed}.")
-    run = prepare(args)
+    run = prepare(flags)
     loaders = {"train": run.train, "val": run.val}
     for split, loader in loaders.items():
         _check_enough(run, split, loader)
     reducer = load_umap()  # only now: importing it takes longer than to find the mistakes above
-    folder = _made(args.out or run.pretrained.path.parent)
+    folder = _made(Path(flags.out) if flags.out else run.pretrained.path.parent)
     networks = run.networks()
     rows = {
         split: stream(networks, loader, run.device, f"{split} images")
@@ -120,164 +60,21 @@ def main_umap(arguments: Sequence[str]) -> List[Path]:
     for split, network, kind in track(jobs, "UMAP", disable=quiet, transient=True):
         feats = rows[split][f"{network}/{kind}"]
         found = Projection(
-            network, kind, split, project(feats, reducer, args.seed), feats.targets.numpy()
+            network, kind, split, project(feats, reducer, flags.seed), feats.targets.numpy()
         )
         files += write(found, picture(found, run.pretrained.method, classes), folder)
         projections.append(found)
-    say(table(projections, f"{run.pretrained.method}: UMAP, seed {args.seed}"))
+    say(table(projections, f"{run.pretrained.method}: UMAP, seed {flags.seed}"))
     say(f"written to {folder}")
     return files
 
 
-def load_umap() -> Reducer:
-    """``umap.UMAP``; here and not above, for it is optional.
-
-    Raises:
-        UserError: umap-learn is missing, or cannot be imported.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that Tensorflow, which is not needed, is not there
-            from umap import UMAP
-    except ImportError as error:
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(
-            f"main_umap.py needs umap-learn, which cannot be imported ({reason}); "
-            "run `pip install carp-plugin[umap]`."
-        ) from error
-    return UMAP
-
-
-def neighbours_of(images: int) -> int:
-    """UMAP's ``n_neighbors``: 15, or all the others where there are fewer."""
-    return min(NEIGHBOURS, images - 1)
-
-
-def project(features: Features, reducer: Reducer, seed: int) -> NDArray[np.float32]:
-    """Features in two dimensions; the same features and seed give the same map.
-
-    Args:
-        features: (N, F) of any floating type, N >= 3; rows need not be normalised.
-        reducer: ``umap.UMAP``.
-        seed: 0 to 2^32 - 1.
-
-    Returns:
-        NDArray[np.float32]: (N, 2).
-
-    Raises:
-        ValueError: fewer than 3 rows.
-        UserError: features that are not finite.
-    """
-    rows = F.normalize(features.feats.float()).numpy()
-    if len(rows) < FEWEST:
-        raise ValueError(f"expected at least {FEWEST} rows, got {len(rows)}")
-    if not np.isfinite(rows).all():
-        raise UserError(
-            "the features hold values that are not finite, so that there is nothing to draw: the network has diverged."
-        )
-    # The spectral start takes 3 eigenvectors of a graph of N nodes, which must be fewer than N.
-    start = "spectral" if len(rows) > 3 else "random"
-    # One job: with a seed umap-learn takes no more anyway, and would say so.
-    settings = {"n_components": 2, "random_state": seed, "n_jobs": 1, "init": start}
-    with warnings.catch_warnings():
-        # On few or equal rows it falls back to a random start by itself, and says so.
-        warnings.filterwarnings("ignore", message="Spectral initialisation failed")
-        found = reducer(n_neighbors=neighbours_of(len(rows)), **settings).fit_transform(rows)
-    return np.asarray(found, dtype=np.float32)
-
-
-def picture(found: Projection, method: str, classes: Sequence[str]) -> Picture:
-    """One dot an image, in the colour of its class; a legend where there are at most 20 classes.
-
-    Args:
-        found: to draw.
-        method: its name.
-        classes: names in the order of the labels; their colours are those of every picture of these classes.
-    """
-    count = len(found.labels)
-    who = found.network if found.features == "backbone" else f"{found.network} {found.features}"
-    title = f"{method}, {who}: {count} {SPLITS[found.split]} images"
-    palette = colours(len(classes))
-    # Images come class by class: drawn in that order, the last class would hide the others.
-    order = np.random.default_rng(0).permutation(count)
-    columns = 3 if all(len(short(name)) <= 12 for name in classes) else 2
-    legend = len(classes) <= _IN_LEGEND
-    with drawing():
-        figure, (axes,) = canvas(4.2 + (0.2 * -(-len(classes) // columns) if legend else 0))
-        axes.scatter(
-            found.coordinates[order, 0],
-            found.coordinates[order, 1],
-            c=[palette[label] for label in found.labels[order]],
-            s=min(16.0, max(1.0, 20_000 / count)),
-            linewidths=0,
-            rasterized=count > _AS_VECTORS,
-        )
-        axes.set(xticks=[], yticks=[])  # positions have no unit, and no meaning but nearness
-        axes.grid(visible=False)
-        axes.set_title(title, fontsize=10)
-        if legend:
-            handles = [
-                Line2D([], [], linestyle="", marker="o", color=colour, label=short(name))
-                for name, colour in zip(classes, palette)
-            ]
-            figure.legend(handles=handles, loc="outside lower center", ncols=columns)
-    return Picture(found.name, f"UMAP. {title}, coloured by {len(classes)} classes.", figure)
-
-
-def write(found: Projection, drawn: Picture, folder: Path) -> List[Path]:
-    """Writes a picture as PNG and PDF, and what it shows as ``.npz``.
-
-    Args:
-        found: ``coordinates`` and ``labels`` go into the ``.npz``.
-        drawn: the picture of it.
-        folder: exists already.
-
-    Raises:
-        UserError: they cannot be written.
-    """
-    data = folder / f"{found.name}.npz"
-    try:
-        files = [write_png(drawn, folder), write_pdf(drawn, folder)]
-        np.savez_compressed(data, coordinates=found.coordinates, labels=found.labels)
-    except OSError as error:
-        raise UserError(_not_writable(folder, error)) from error
-    return [*files, data]
-
-
-def table(projections: Sequence[Projection], title: str) -> Table:
-    """One row for every picture."""
-    shown = Table(title=title)
-    for column in ("network", "features", "images of"):
-        shown.add_column(column)
-    shown.add_column("images", justify="right")
-    shown.add_column("n_neighbors", justify="right")
-    shown.add_column("files")
-    for found in projections:
-        numbers = [str(len(found.labels)), str(neighbours_of(len(found.labels)))]
-        files = f"{found.name} .png .pdf .npz"
-        shown.add_row(found.network, found.features, SPLITS[found.split], *numbers, files)
-    return shown
-
-
-def class_names(loader: DataLoader, features: Sequence[Features]) -> List[str]:
-    """Names of the classes in the order of the labels, or their numbers where the data set has no names.
-
-    Args:
-        loader: of (images, labels), as :func:`carp_plugin.evaluation.offline.prepare` makes it.
-        features: of all images, whose highest label counts the classes where they have no names.
-    """
-    dataset: Any = loader.dataset
-    names = getattr(dataset.dataset, "classes", None)  # within what names bad images
-    if names is None:
-        names = range(1 + max(int(feats.targets.max()) for feats in features))
-    return [str(name) for name in names]
-
-
-def _check_enough(run: Offline, split: str, loader: DataLoader) -> None:
+def _check_enough(run: Prepared, split: str, loader: DataLoader) -> None:
     images = len(loader.dataset)  # type: ignore[arg-type]
+    folder = getattr(run.trained.data, f"{split}_path")
     if images < FEWEST:
         raise UserError(
-            f"--{split}_data_path {run.cfg.data[f'{split}_path']} holds {images} image{'s' * (images != 1)}, and UMAP "
+            f"--{split}_data_path {folder} holds {images} image{'s' * (images != 1)}, and UMAP "
             f"needs at least {FEWEST}; add images."
         )
 
@@ -287,11 +84,7 @@ def _made(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(_not_writable(folder, error)) from error
+        raise UserError(not_writable(folder, error)) from error
     if not os.access(folder, os.W_OK):
         raise UserError(f"the folder {folder} cannot be written to; give another one as --out.")
     return folder
-
-
-def _not_writable(folder: Path, error: OSError) -> str:
-    return f"the pictures cannot be written to {folder} ({error.strerror}); give a folder as --out."

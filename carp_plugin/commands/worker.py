@@ -24,14 +24,23 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 
+from carp_plugin.commands.linear import linear
+from carp_plugin.commands.pretrain import pretrain
+from carp_plugin.compare.gallery import save
+from carp_plugin.compare.plan import merged
+from carp_plugin.compare.runner import JOB, RESULT
 from carp_plugin.data.loaders import labelled_loaders
 from carp_plugin.errors import UserError
+from carp_plugin.evaluation.checkpoint import load_pretrained
+from carp_plugin.evaluation.knn import weighted_knn
+from carp_plugin.evaluation.store import stream
+from carp_plugin.settings.linear import read_linear
+from carp_plugin.settings.pretraining import read_pretraining
 from carp_plugin.training.callbacks.history import write_json
 
 _CONSTANT = 1e-5  # spread of features below which all images look alike; that of a random network is above 1e-3
-JOB, RESULT, CORRECT, GALLERY = "job.json", "result.json", "correct.npz", "gallery.npz"
+CORRECT, GALLERY = "correct.npz", "gallery.npz"
 
 
 def work(folder: Path) -> Dict[str, Any]:
@@ -84,20 +93,16 @@ def _stage(folder: Path, name: str, do: Callable[[], Dict[str, Any]]) -> Dict[st
 
 
 def _pretrain(folder: Path, settings: Dict[str, Any]) -> Dict[str, Any]:
-    from carp_plugin.training.pretraining import pretrain
-
     models = folder / "pretrain"
     shutil.rmtree(models, ignore_errors=True)  # of a run that was killed
-    cfg = OmegaConf.create(settings)
-    cfg.checkpoint = {"enabled": True, "dir": str(models), "frequency": 1, "keep_prev": False}
-    cfg.enable_progress_bar = False
-    summary = pretrain(cfg)
+    kept = {"enabled": True, "dir": str(models), "frequency": 1, "keep_prev": False}
+    given = {**settings, "checkpoint": kept, "enable_progress_bar": False}
+    summary = pretrain(read_pretraining(given))
     checkpoint = Path(summary["checkpoint"])
     epochs = json.loads((checkpoint.parent / "metrics.json").read_text())
     seconds = sum(epoch["train_seconds"] for epoch in epochs)
-    world = len(summary["config"]["devices"]) * summary["config"]["num_nodes"]
-    images = summary["steps"] * summary["config"]["optimizer"]["batch_size"] * world
-    headline = str(summary["config"].get("evaluation", {}).get("k", 20))
+    images = summary["steps"] * summary["plan"]["global_batch"]
+    headline = str(summary["config"]["evaluation"]["k"])
     return {
         "accuracy": {
             row["features"].split(",")[0]: {
@@ -114,6 +119,7 @@ def _pretrain(folder: Path, settings: Dict[str, Any]) -> Dict[str, Any]:
         "images_per_second": round(images / seconds, 1) if seconds else None,
         "peak_memory_mb": _peak_memory_mb(),
         "config": summary["config"],
+        "plan": summary["plan"],
         "provenance": {
             **{key: summary[key] for key in ("commit", "versions", "machine")},
             # where solo-learn lies is this machine's business
@@ -132,18 +138,14 @@ def _peak_memory_mb() -> int:
 
 
 def _knn(folder: Path, checkpoint: Path, settings: Dict[str, Any]) -> Dict[str, Any]:
-    from carp_plugin.compare.gallery import save
-    from carp_plugin.evaluation.checkpoint import load_pretrained
-    from carp_plugin.evaluation.knn import weighted_knn
-    from carp_plugin.evaluation.store import stream
-
     started = time.perf_counter()
     pretrained = load_pretrained(checkpoint)
     print(pretrained.sentence)
-    loaders = labelled_loaders(pretrained.cfg)
+    trained = pretrained.trained
+    loaders = labelled_loaders(trained.data, trained.view, trained.optimizer.batch_size)
     if loaders is None:
         raise UserError("there are no labelled images to evaluate on; give data.val_path.")
-    device = torch.device("cpu" if pretrained.cfg.accelerator == "cpu" else "cuda")
+    device = torch.device("cpu" if trained.accelerator == "cpu" else "cuda")
     wanted = settings["knn"]
     networks = {
         name: (backbone.to(device), {kind: head.to(device) for kind, head in heads.items()})
@@ -182,26 +184,27 @@ def _knn(folder: Path, checkpoint: Path, settings: Dict[str, Any]) -> Dict[str, 
 def _linear(
     folder: Path, checkpoint: Path, network: str, settings: Dict[str, Any]
 ) -> Dict[str, Any]:
-    from carp_plugin.evaluation.linear import linear
-
     pretrain = settings["pretrain"]
     models = folder / f"linear-{network}"
     shutil.rmtree(models, ignore_errors=True)
-    cfg = OmegaConf.create(settings["linear"])
-    cfg.name = network
-    cfg.network = network
-    cfg.pretrained_feature_extractor = str(checkpoint)
-    cfg.seed = pretrain["seed"]
+    own = {
+        "name": network,
+        "network": network,
+        "pretrained_feature_extractor": str(checkpoint),
+        "seed": pretrain["seed"],
+        "checkpoint": {"enabled": False},
+        "auto_resume": {"enabled": False},
+        "enable_progress_bar": False,
+    }
     # The images, their size and the machine are those of the pretraining, whichever was chosen there.
-    for key in ("dataset", "train_path", "val_path", "eval_transform"):
-        cfg.data[key] = pretrain["data"].get(key)
-    cfg.data.prepare = None
-    for key in ("accelerator", "devices"):
-        cfg[key] = pretrain[key]
-    cfg.checkpoint = {"enabled": False}
-    cfg.auto_resume = {"enabled": False}
-    cfg.enable_progress_bar = False
-    done = linear(cfg)
+    data = {
+        key: pretrain["data"].get(key)
+        for key in ("dataset", "train_path", "val_path", "eval_transform")
+    }
+    machine = {key: pretrain[key] for key in ("accelerator", "devices") if key in pretrain}
+    given = merged(settings["linear"], own, machine)
+    given["data"] = {**given["data"], **data, "prepare": None}
+    done = linear(read_linear(given))
     _save_correct(folder, {f"linear/{network}": np.asarray(done["correct"])})
     keys = ("top1", "top5", "best_top1", "best_top5", "best_epoch")
     return {

@@ -1,82 +1,21 @@
-"""Which runs a comparison consists of, and the whole configuration of each."""
+"""Which runs a comparison consists of, and the whole settings of each."""
 
 from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Mapping, Optional
 
-from omegaconf import DictConfig, OmegaConf
-
-from carp_plugin import register
+from carp_plugin.data.folders import count_images
 from carp_plugin.data.holdout import hold_out
 from carp_plugin.errors import UserError, did_you_mean
-from carp_plugin.host import METHODS
-from carp_plugin.settings import pretraining as config
-from carp_plugin.settings.checks import check_keys
-from carp_plugin.settings.pretraining import checked, plain
-from carp_plugin.settings.values import (
-    NODE,
-    SWITCH,
-    TEXT,
-    Value,
-    check_values,
-    list_of,
-    number,
-    or_null,
-    whole,
-)
-
-#: The keys of a comparison itself, with their defaults; all others are pretraining's, the same for every method.
-DEFAULTS: Dict[str, Any] = {
-    "dir": None,  # results/NAME
-    "methods": ["carp", "byol", "swav", "barlow_twins"],
-    "seeds": [0, 1, 2],
-    "settings": {},
-    "jobs": 1,
-    "threads": None,
-    "keep_checkpoints": True,
-    "knn": {"k": [10, 20, 100, 200], "temperature": 0.07, "features": ["backbone", "projector"]},
-    "linear": None,
-    "gallery": {"rows": 12, "columns": 10},
-    "holdout": None,
-    "trials": None,
-}
-
-_NODES = {
-    "knn": ("k", "temperature", "features"),
-    "gallery": ("rows", "columns"),
-    "holdout": ("fraction", "seed"),
-}
-_PART = Value(
-    "a number between 0 and 1, and neither",
-    lambda given: given != 0 and number(0, 1, 1).fits(given),
-)
-_NODES_LISTED = Value(
-    "a list of nodes", lambda given: OmegaConf.is_list(given) and all(map(NODE.fits, given))
-)
-_VALUES: Dict[str, Value] = {
-    "dir": or_null(TEXT),
-    "methods": list_of(TEXT),
-    "seeds": list_of(whole(0, 2**32 - 1)),
-    "settings": or_null(NODE),
-    "jobs": whole(1, 512),
-    "threads": or_null(whole(1, 512)),
-    "keep_checkpoints": SWITCH,
-    "knn": or_null(NODE),
-    "knn.k": list_of(whole(1)),
-    "knn.temperature": number(0, without=0),
-    "knn.features": list_of(TEXT),
-    "linear": or_null(NODE),
-    "gallery": or_null(NODE),
-    "gallery.rows": whole(1, 100),
-    "gallery.columns": whole(1, 100),
-    "holdout": or_null(NODE),
-    "holdout.fraction": _PART,
-    "holdout.seed": whole(0),
-    "trials": or_null(NODE),
-}
+from carp_plugin.methods.known import methods
+from carp_plugin.settings.comparison import Asked, Comparison
+from carp_plugin.settings.linear import Linear
+from carp_plugin.settings.pretraining import Pretraining, read_pretraining
+from carp_plugin.settings.reading import read
+from carp_plugin.training.pretraining import check_run
 
 
 @dataclass(frozen=True)
@@ -109,134 +48,110 @@ class Plan:
     """A comparison that can begin.
 
     Attributes:
-        cfg: with every default filled in.
+        settings: its own keys.
+        first: the pretraining of its first run, whose data and evaluation are those of all.
+        values: everything that was written, as json takes it.
         root: folder of its results.
         jobs: the runs, seed by seed, so that a comparison broken off has whole seeds.
     """
 
-    cfg: DictConfig
+    settings: Comparison
+    first: Pretraining
+    values: Dict[str, Any] = field(repr=False)
     root: Path
     jobs: List[Job] = field(repr=False)
 
 
-def plan(cfg: DictConfig) -> Plan:
-    """Checks a comparison's configuration and lists its runs; makes the split of a search.
+def plan(asked: Asked) -> Plan:
+    """Checks a comparison and lists its runs; makes the split of a search.
 
     Args:
-        cfg: as Hydra composed it; see ``scripts/compare/photos.yaml``.
+        asked: see ``scripts/compare/photos.yaml``.
 
     Raises:
         UserError: the first mistake found, in the comparison or in the pretraining of any of its methods.
     """
-    register()
-    OmegaConf.set_struct(cfg, False)
-    for key, default in DEFAULTS.items():
-        if key not in cfg:
-            cfg[key] = copy.deepcopy(default)
-    if OmegaConf.is_missing(cfg, "name") or not cfg.get("name"):
-        raise UserError(
-            "name is missing from the configuration; add it, results go to results/NAME."
-        )
-    cfg.dir = cfg.dir or f"results/{cfg.name}"
-    _check(cfg)
-    root = Path(str(cfg.dir))
-    checked(_pretraining(cfg, cfg.methods[0], {}, cfg.seeds[0]))  # the data stand and are sound
-    if cfg.holdout:
+    settings, shared = asked.comparison, copy.deepcopy(dict(asked.shared))
+    _check_methods(settings)
+    root = Path(settings.dir or f"results/{settings.name}")
+    check_run(_read(settings, shared, settings.methods[0], {}))  # the data stand and are sound
+    if settings.holdout:
+        data = shared["data"]
         train, val = hold_out(
-            Path(cfg.data.train_path), root / "holdout", cfg.holdout.fraction, cfg.holdout.seed
+            Path(data["train_path"]),
+            root / "holdout",
+            settings.holdout.fraction,
+            settings.holdout.seed,
         )
-        cfg.data.train_path, cfg.data.val_path, cfg.data.prepare = str(train), str(val), None
-    _check_bank(cfg)
-    for method in cfg.methods:
-        for trial in _trials(cfg, method):
-            checked(_pretraining(cfg, method, trial or {}, cfg.seeds[0]))
+        data.update(train_path=str(train), val_path=str(val), prepare=None)
+    first = _read(settings, shared, settings.methods[0], {})
+    _check_bank(settings, first)
+    _check_linear(settings)
+    for method in settings.methods:
+        for trial in _trials(settings, method):
+            check_run(_read(settings, shared, method, trial or {}))
     jobs = [
-        _job(cfg, method, number, trial, seed)
-        for seed in cfg.seeds
-        for method in cfg.methods
-        for number, trial in enumerate(_trials(cfg, method))
+        _job(settings, shared, method, number, trial, seed)
+        for seed in settings.seeds
+        for method in settings.methods
+        for number, trial in enumerate(_trials(settings, method))
     ]
-    return Plan(cfg, root, jobs)
+    values = {**shared, **settings.model_dump(mode="json"), "dir": str(root)}
+    return Plan(settings, first, values, root, jobs)
 
 
-def known_keys() -> List[str]:
-    """Every dotted key that a comparison may have: its own and those of pretraining."""
-    return [*DEFAULTS, *(key for key in config.known_keys() if key not in ("method", "seed"))]
-
-
-def _check(cfg: DictConfig) -> None:
-    for key, known_below in _NODES.items():
-        if isinstance(cfg[key], DictConfig):
-            check_keys(cfg[key], dict.fromkeys(known_below), f"{key}.")
-    check_values(cfg, _VALUES)
-    for key, kind in (("settings", NODE), ("trials", _NODES_LISTED)):
-        if cfg[key] is not None:
-            check_values(cfg[key], dict.fromkeys(map(str, cfg[key]), kind), f"{key}.")
-    known = [name for name in METHODS if name not in ("base", "linear")]
-    for key in ("methods", "seeds"):
-        if len(set(cfg[key])) < len(cfg[key]):
-            raise UserError(f"{key}={list(cfg[key])} names one of them twice.")
-    for method in cfg.methods:
+def _check_methods(settings: Comparison) -> None:
+    known = methods()
+    for method in settings.methods:
         if method not in known:
-            raise UserError(f"methods: {method} is unknown{did_you_mean(str(method), known)}")
-    for key in (*cfg.settings, *(cfg.trials or {})):
-        if key not in known:
-            raise UserError(f"settings.{key}: unknown method{did_you_mean(str(key), known)}")
-    if cfg.knn is not None:
-        kinds = list(cfg.knn.features)
-        if "backbone" not in kinds or set(kinds) - {"backbone", "projector"}:
-            raise UserError(
-                f"knn.features must be [backbone] or [backbone,projector], got {kinds}: the backbone's are compared."
-            )
-    if cfg.trials:
-        _check_trials(cfg)
+            raise UserError(f"methods: {method} is unknown{did_you_mean(method, known)}")
+    for method in (*settings.settings, *(settings.trials or {})):
+        if method not in known:
+            raise UserError(f"settings.{method}: unknown method{did_you_mean(method, known)}")
 
 
-def _check_bank(cfg: DictConfig) -> None:
-    if cfg.data.val_path is None or cfg.data.get("no_labels"):
+def _check_bank(settings: Comparison, first: Pretraining) -> None:
+    if first.data.val_path is None or first.data.no_labels:
         raise UserError(
             "a comparison needs labelled images; give data.val_path, with one folder a class as in data.train_path."
         )
-    images = count_images(cfg.data.train_path)
-    most = max(cfg.knn.k, default=0) if cfg.knn else 0
+    images = count_images(first.data.train_path)
+    most = max(settings.knn.k) if settings.knn else 0
     if most > images:
         raise UserError(
             f"knn.k={most} is more than the {images} training images; give smaller ones, as in knn.k=[10,20]."
         )
 
 
-def _check_trials(cfg: DictConfig) -> None:
-    """A search is fair when every method has as many trials, and useful when it chooses on images it may see."""
-    numbers = {method: len(cfg.trials.get(method, [])) for method in cfg.methods}
-    if len(set(numbers.values())) > 1 or 0 in numbers.values():
-        raise UserError(
-            "trials must have the same number for every method, got "
-            f"{', '.join(f'{method}: {number}' for method, number in numbers.items())}."
-        )
-    if not cfg.holdout:
-        raise UserError(
-            "trials choose settings, which must not see the images that are reported; "
-            "add holdout.fraction and holdout.seed."
-        )
+def _check_linear(settings: Comparison) -> None:
+    """What is evaluated, and the images, are each run's own; here any do."""
+    if settings.linear is None:
+        return
+    own = {"name": "linear", "pretrained_feature_extractor": "each run's"}
+    data = {"dataset": "custom", "train_path": "each run's", "val_path": "each run's"}
+    read(Linear, merged(settings.linear, {**own, "data": data}), within="linear.")
 
 
-def count_images(root: str) -> int:
-    """Files in the class folders of an ImageFolder."""
-    return sum(path.is_file() for path in Path(root).glob("*/*"))
-
-
-def _trials(cfg: DictConfig, method: str) -> List[Optional[Dict[str, Any]]]:
-    if not cfg.trials:
+def _trials(settings: Comparison, method: str) -> List[Optional[Dict[str, Any]]]:
+    if not settings.trials:
         return [None]
-    return [plain(trial) for trial in cfg.trials[method]]
+    return [dict(trial) for trial in settings.trials[method]]
 
 
-def _pretraining(cfg: DictConfig, method: str, changes: Dict[str, Any], seed: int) -> DictConfig:
-    """The pretraining configuration of one run: what all share, then the method's own, then the trial's."""
-    shared = OmegaConf.create(
-        {key: value for key, value in plain(cfg).items() if key not in DEFAULTS}
-    )
-    own = cfg.settings.get(method) or {}
+def _read(
+    settings: Comparison, shared: Mapping[str, Any], method: str, changes: Mapping[str, Any]
+) -> Pretraining:
+    return read_pretraining(_values(settings, shared, method, changes, settings.seeds[0]))
+
+
+def _values(
+    settings: Comparison,
+    shared: Mapping[str, Any],
+    method: str,
+    changes: Mapping[str, Any],
+    seed: int,
+) -> Dict[str, Any]:
+    """The keys of one run's pretraining: what all share, then the method's own, then the trial's."""
     # Where a run's checkpoint goes and what it resumes from is the worker's business.
     ours = {
         "method": method,
@@ -244,23 +159,47 @@ def _pretraining(cfg: DictConfig, method: str, changes: Dict[str, Any], seed: in
         "checkpoint": {"enabled": False},
         "auto_resume": {"enabled": False},
     }
-    merged = OmegaConf.merge(shared, own, ours)
-    for key, value in changes.items():
-        OmegaConf.update(merged, key, value, force_add=True)
-    return merged  # type: ignore[return-value]
+    values = merged({"name": method}, shared, settings.settings.get(method) or {}, ours)
+    for dotted, value in changes.items():
+        *parents, leaf = dotted.split(".")
+        node = values
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise UserError(f"trials.{method}: {dotted} is not a key of the configuration.")
+        node[leaf] = value
+    return values
+
+
+def merged(*parts: Mapping[str, Any]) -> Dict[str, Any]:
+    """Nested keys on top of each other; a later value goes before an earlier one, lists as a whole."""
+    result: Dict[str, Any] = {}
+    for part in parts:
+        for key, value in part.items():
+            below = result.get(key)
+            if isinstance(value, Mapping) and isinstance(below, dict):
+                result[key] = merged(below, value)
+            else:
+                result[key] = copy.deepcopy(value)
+    return result
 
 
 def _job(
-    cfg: DictConfig, method: str, number: int, trial: Optional[Dict[str, Any]], seed: int
+    settings: Comparison,
+    shared: Mapping[str, Any],
+    method: str,
+    number: int,
+    trial: Optional[Dict[str, Any]],
+    seed: int,
 ) -> Job:
     label = method if trial is None else f"{method}-{number}"
-    pretrain = _pretraining(cfg, method, trial or {}, seed)
-    pretrain.name = label
-    settings = {
-        "pretrain": plain(pretrain),
-        "knn": cfg.knn and plain(cfg.knn),
-        "linear": cfg.linear and plain(cfg.linear),
-        "gallery": plain(cfg.gallery) if cfg.gallery and method == "carp" else None,
-        "threads": cfg.threads,
+    pretrain = {**_values(settings, shared, method, trial or {}, seed), "name": label}
+    own = settings.model_dump(mode="json")
+    decides = {
+        "pretrain": pretrain,
+        "knn": own["knn"],
+        "linear": own["linear"],
+        "gallery": own["gallery"] if method == "carp" else None,
+        "threads": settings.threads,
     }
-    return Job(label, method, seed, settings, trial)
+    return Job(label, method, seed, decides, trial)

@@ -10,10 +10,10 @@ from typing import Any, Dict, List, Mapping
 
 import numpy as np
 
-from carp_plugin.compare.plan import Plan, count_images
+from carp_plugin.compare.plan import Plan
 from carp_plugin.compare.search import chosen
 from carp_plugin.compare.statistics import markdown, summarise
-from carp_plugin.settings.pretraining import plain
+from carp_plugin.data.folders import count_classes, count_images
 from carp_plugin.training.callbacks.history import write_json
 
 SCHEMA = 1
@@ -29,32 +29,36 @@ def write_results(plan: Plan, runs: List[Dict[str, Any]]) -> Dict[str, Any]:
     Returns:
         Dict[str, Any]: what was written.
     """
-    cfg = plan.cfg
+    settings, data = plan.settings, plan.first.data
     trained = [run for run in runs if run.get("provenance")]
     first = trained[0]["provenance"] if trained else {}
-    headline = cfg.get("evaluation", {}).get("k", 20)
+    headline = plan.first.evaluation.k
+    knn = settings.knn and settings.knn.model_dump(mode="json")
     results: Dict[str, Any] = {
         "schema": SCHEMA,
-        "name": cfg.name,
+        "name": settings.name,
         "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
         **{key: first.get(key) for key in ("commit", "host", "versions", "machine")},
         "data": {
-            "train_path": cfg.data.train_path,
-            "val_path": cfg.data.val_path,
-            "train_images": count_images(cfg.data.train_path),
-            "val_images": count_images(cfg.data.val_path),
-            "classes": sum(path.is_dir() for path in Path(cfg.data.train_path).iterdir()),
+            "train_path": data.train_path,
+            "val_path": data.val_path,
+            "train_images": count_images(data.train_path),
+            "val_images": count_images(str(data.val_path)),
+            "classes": count_classes(data.dataset, data.train_path),
         },
         "protocol": {
-            "knn": {**plain(cfg.knn), "headline_k": headline} if cfg.knn else None,
-            "linear": cfg.linear and _linear_protocol(plain(cfg.linear)),
+            "knn": knn and {**knn, "headline_k": headline},
+            "linear": settings.linear and _linear_protocol(settings.linear),
         },
-        "config": plain(cfg),
+        "config": plan.values,
         "runs": runs,
     }
-    if cfg.trials:
-        trials: Dict[str, Any] = {method: plain(cfg.trials[method]) for method in cfg.methods}
+    if settings.trials:
+        trials = {
+            method: [dict(trial) for trial in settings.trials[method]]
+            for method in settings.methods
+        }
         results["search"] = chosen(runs, trials, headline)
     else:
         results["summary"] = summarise(
@@ -65,7 +69,7 @@ def write_results(plan: Plan, runs: List[Dict[str, Any]]) -> Dict[str, Any]:
     return results
 
 
-def _linear_protocol(linear: Dict[str, Any]) -> Dict[str, Any]:
+def _linear_protocol(linear: Mapping[str, Any]) -> Dict[str, Any]:
     """What defines a linear evaluation; paths and devices are those of the runs."""
     protocol = {key: linear[key] for key in ("optimizer", "scheduler", "max_epochs")}
     return {**protocol, "train_transform": linear["data"].get("train_transform")}

@@ -16,13 +16,14 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from carp_plugin.commands.worker import JOB, RESULT
 from carp_plugin.compare.plan import Job, Plan
 from carp_plugin.errors import UserError
 from carp_plugin.terminal import say
 from carp_plugin.training.callbacks.history import write_json
 
-LOG = "log.txt"
+#: Files of a run's folder, and the module that does what the first one says.
+JOB, RESULT, LOG = "job.json", "result.json", "log.txt"
+WORKER = "carp_plugin.commands.worker"
 _POLL_SECONDS = 0.5
 
 
@@ -157,7 +158,7 @@ class _Pool:
             overall = self.bars.add_task("all runs", total=total, unit="runs")
             try:
                 while self.waiting or self.running:
-                    while self.waiting and len(self.running) < self.plan.cfg.jobs:
+                    while self.waiting and len(self.running) < self.plan.settings.jobs:
                         self._start(self.waiting.pop(0))
                     time.sleep(_POLL_SECONDS)
                     self._poll()
@@ -180,7 +181,7 @@ class _Pool:
             environment["OMP_NUM_THREADS"] = str(job.settings["threads"])
         with open(folder / LOG, "a") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "carp_plugin.commands.worker", str(folder)],
+                [sys.executable, "-m", WORKER, str(folder)],
                 stdin=subprocess.PIPE,  # never written to: its end tells the run that we are gone
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -204,7 +205,7 @@ class _Pool:
                 self._lost(job, process.returncode, path)
             result = json.loads(path.read_text())
             say(_line(job, result), None if result["status"] == "ok" else "yellow")
-            if not self.plan.cfg.keep_checkpoints:
+            if not self.plan.settings.keep_checkpoints:
                 _drop_checkpoints(folder)
             self.finished(_results(self.plan))
 

@@ -161,7 +161,7 @@ class NamesBadImages(Dataset):
             raise ImageError(
                 f"the image {self.path(index)} cannot be read ({reason}){others}; of {images} images "
                 f"data.max_bad_fraction={self.max_bad_fraction:g} allows {allowed} to be bad: mend them, take them out "
-                f"of the folder, or allow more with ++data.max_bad_fraction={_allowing(count, images)}."
+                f"of the folder, or allow more with data.max_bad_fraction={_allowing(count, images)}."
             ) from None
         if not known:
             print(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional
 
-from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
@@ -13,19 +12,19 @@ from carp_plugin.data.dali import naming_dali_failures
 from carp_plugin.data.epochs import epoch_loader, leave_signals
 from carp_plugin.data.images import NamesBadImages
 from carp_plugin.data.loaders import (
+    Statistics,
     check_batch,
     evaluation_transform,
     read_data,
-    train_images,
     warn_of_sizes,
 )
 from carp_plugin.host import (
     ClassificationDALIDataModule,
-    omegaconf_select,
     prepare_classification_dataloaders,
     prepare_classification_datasets,
     prepare_classification_transforms,
 )
+from carp_plugin.settings.linear import LinearData, TrainTransform
 
 
 class LabelledData(NamedTuple):
@@ -44,92 +43,98 @@ class LabelledData(NamedTuple):
     val_images: int
 
 
-def labelled_data(cfg: DictConfig, pretraining: DictConfig) -> LabelledData:
+def labelled_data(
+    data: LinearData,
+    statistics: Statistics,
+    batch_size: int,
+    world: int,
+    seed: int,
+    dali_device: str = "gpu",
+) -> LabelledData:
     """Training images with random crops and flips, and validation images with a central crop.
 
     A training image that cannot be read is replaced by the next one, with its label, up to ``data.max_bad_fraction``
     of them; a validation image never is.
 
     Args:
-        cfg: parsed configuration.
-        pretraining: configuration of the checkpoint's run; where it has channel statistics of its own, and the
-            transforms are ours, images are normalised by them here too.
+        data: where the images are.
+        statistics: of the pretraining's views; where the transforms are ours, images are normalised by them here too.
+        batch_size: images a batch and process.
+        world: processes.
+        seed: of order and crops.
+        dali_device: where DALI decodes.
 
     Raises:
         UserError: the data cannot be read, or there are fewer images than a batch.
     """
-    views = omegaconf_select(pretraining, "augmentations") or [{}]
-    statistics = OmegaConf.create({"data": cfg.data, "augmentations": [views[0]]})
-    evaluation = evaluation_transform(statistics)
-    data_format = "image_folder" if cfg.data.format == "dali" else cfg.data.format
+    evaluation = evaluation_transform(data.dataset, data.eval_transform, statistics)
     train_set, val_set = read_data(
         lambda: prepare_classification_datasets(
-            cfg.data.dataset,
-            training_transform(cfg, evaluation),
+            data.dataset,
+            training_transform(data.dataset, data.train_transform, evaluation),
             evaluation,
-            train_data_path=cfg.data.train_path,
-            val_data_path=cfg.data.val_path,
-            data_format=data_format,
-            data_fraction=cfg.data.fraction,
+            train_data_path=data.train_path,
+            val_data_path=data.val_path,
+            data_format="image_folder" if data.format == "dali" else data.format,
+            data_fraction=data.fraction,
         )
     )
-    check_batch(cfg, len(train_set))
-    size, workers = cfg.optimizer.batch_size, cfg.data.num_workers
-    named, named_train = NamesBadImages(val_set), train_images(cfg, train_set)
-    _warn_of_sizes(cfg, named_train, named)
+    check_batch(data.train_path, len(train_set), batch_size, world)
+    named, named_train = NamesBadImages(val_set), NamesBadImages(train_set, data.max_bad_fraction)
+    _warn_of_sizes(data, named_train, named)
     # The host's validation loader neither shuffles nor drops.
-    val = prepare_classification_dataloaders(named, named, batch_size=size, num_workers=workers)[1]
+    val = prepare_classification_dataloaders(
+        named, named, batch_size=batch_size, num_workers=data.num_workers
+    )[1]
     val.worker_init_fn = leave_signals
-    if cfg.data.format == "dali":
-        return LabelledData(_dali(cfg, val), val, len(train_set), len(val_set))
-    train = epoch_loader(named_train, size, workers, cfg.seed)
+    if data.format == "dali":
+        train = _dali(data, batch_size, dali_device, val)
+    else:
+        train = epoch_loader(named_train, batch_size, data.num_workers, seed)
     return LabelledData(train, val, len(train_set), len(val_set))
 
 
-def _warn_of_sizes(cfg: DictConfig, train: NamesBadImages, val: NamesBadImages) -> None:
-    """Says if images are smaller than the crops that the configuration names."""
-    crop = omegaconf_select(cfg, "data.train_transform.crop_size")
-    if crop is not None:
+def _warn_of_sizes(data: LinearData, train: NamesBadImages, val: NamesBadImages) -> None:
+    """Says if images are smaller than the crops that the settings name."""
+    if data.train_transform is not None:
+        crop = data.train_transform.crop_size
         warn_of_sizes(train, crop, f"they are enlarged to crops of {crop} px")
-    crop = omegaconf_select(cfg, "data.eval_transform.crop_size")
-    if crop is not None and not omegaconf_select(cfg, "data.eval_transform.resize"):
+    size = data.eval_transform
+    if size is not None and not size.resize:
+        crop = size.crop_size
         warn_of_sizes(val, crop, f"the central crop of {crop} px pads them with black")
 
 
-def training_transform(cfg: DictConfig, evaluation: Any) -> Any:
+def training_transform(dataset: str, crop: Optional[TrainTransform], evaluation: Any) -> Any:
     """Random resized crop and horizontal flip (C.1).
 
-    The host's transform of the data set (crops of 224 pixels for folders of images), or, where
-    ``data.train_transform`` says so, crops of ``crop_size`` pixels that cover ``scale`` (left out: 0.08 to 1) of the
-    image.
-
     Args:
-        cfg: parsed configuration.
+        dataset: of the images.
+        crop: crops of ``crop_size`` pixels that cover ``scale`` (null: 0.08 to 1) of the image; None is the host's
+            transform of the data set (crops of 224 pixels for folders of images).
         evaluation: the transform of validation images, which ends with the normalisation.
     """
-    own = omegaconf_select(cfg, "data.train_transform")
-    if own is None:
-        return prepare_classification_transforms(cfg.data.dataset)[0]
-    scale = tuple(own.get("scale") or (0.08, 1.0))
+    if crop is None:
+        return prepare_classification_transforms(dataset)[0]
     return transforms.Compose(
         [
-            transforms.RandomResizedCrop(own.crop_size, scale=scale),
+            transforms.RandomResizedCrop(crop.crop_size, scale=crop.scale or (0.08, 1.0)),
             transforms.RandomHorizontalFlip(),
             *evaluation.transforms[-2:],  # to a tensor, and normalised
         ]
     )
 
 
-def _dali(cfg: DictConfig, val: DataLoader) -> Any:
+def _dali(data: LinearData, batch_size: int, device: str, val: DataLoader) -> Any:
     """The host's DALI data module for training; torch's loader for validation, which keeps the order."""
     module = ClassificationDALIDataModule(
-        dataset=cfg.data.dataset,
-        train_data_path=cfg.data.train_path,
-        val_data_path=cfg.data.val_path,
-        num_workers=max(1, cfg.data.num_workers),
-        batch_size=cfg.optimizer.batch_size,
-        data_fraction=cfg.data.fraction,
-        dali_device=omegaconf_select(cfg, "dali.device", "gpu"),
+        dataset=data.dataset,
+        train_data_path=data.train_path,
+        val_data_path=data.val_path,
+        num_workers=max(1, data.num_workers),
+        batch_size=batch_size,
+        data_fraction=data.fraction,
+        dali_device=device,
     )
     module.val_dataloader = lambda: val
-    return naming_dali_failures(module, Path(cfg.data.train_path))
+    return naming_dali_failures(module, Path(data.train_path))

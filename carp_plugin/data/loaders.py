@@ -1,12 +1,11 @@
-"""Data loaders of a pretraining run, built from a cfg with the host's parts."""
+"""Data loaders of a pretraining run, and of labelled images as they are, built with the host's parts."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Callable, List, Optional, Tuple
+from typing import Any, Callable, List, Optional, Protocol, Sequence, Tuple
 
 import lightning.pytorch as pl
-from omegaconf import DictConfig
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
@@ -14,7 +13,6 @@ from torchvision import transforms
 from carp_plugin.data.dali import naming_dali_failures
 from carp_plugin.data.epochs import epoch_loader, leave_signals
 from carp_plugin.data.images import (
-    MAX_BAD_FRACTION,
     NamesBadImages,
     fingerprint,
     named_images,
@@ -27,132 +25,192 @@ from carp_plugin.host import (
     PretrainDALIDataModule,
     build_transform_pipeline,
     build_transform_pipeline_dali,
-    omegaconf_select,
     prepare_classification_dataloaders,
     prepare_classification_datasets,
     prepare_classification_transforms,
     prepare_datasets,
 )
+from carp_plugin.host.cfg import node
+from carp_plugin.settings.parts import Pipeline, Size
+from carp_plugin.settings.pretraining import PretrainingDali, PretrainingData
 from carp_plugin.terminal import is_main_process, say
 
 
-def _views(cfg: DictConfig, build: Callable[[Any], Callable]) -> FullTransformPipeline:
+class Labelled(Protocol):
+    """Where labelled images are: the ``data`` of a pretraining, or of what ``args.json`` says of one."""
+
+    @property
+    def dataset(self) -> str: ...
+    @property
+    def train_path(self) -> Optional[str]: ...
+    @property
+    def val_path(self) -> Optional[str]: ...
+    @property
+    def format(self) -> str: ...
+    @property
+    def num_workers(self) -> int: ...
+    @property
+    def no_labels(self) -> bool: ...
+    @property
+    def max_bad_fraction(self) -> float: ...
+    @property
+    def eval_transform(self) -> Optional[Size]: ...
+
+
+class Statistics(Protocol):
+    """Mean and deviation of the channels; None is ImageNet's."""
+
+    @property
+    def mean(self) -> Optional[Sequence[float]]: ...
+    @property
+    def std(self) -> Optional[Sequence[float]]: ...
+
+
+def _views(
+    pipelines: Sequence[Pipeline], build: Callable[[Any], Callable]
+) -> FullTransformPipeline:
     return FullTransformPipeline(
         [
-            NCropAugmentation(build(augmentation), augmentation.num_crops)
-            for augmentation in cfg.augmentations
+            NCropAugmentation(
+                build(node(view.model_dump(mode="json", exclude_none=True))), view.num_crops
+            )
+            for view in pipelines
         ]
     )
 
 
-def pretrain_loader(cfg: DictConfig) -> DataLoader:
+def pretrain_loader(
+    data: PretrainingData,
+    views: Sequence[Pipeline],
+    batch_size: int,
+    world: int,
+    seed: int,
+    show: bool = False,
+) -> DataLoader:
     """The training loader of [indexes, views, labels], with the last, smaller batch dropped as the host does.
 
     Its sampler is an ``EpochOrder``: order and augmentation are functions of seed, epoch and image.
 
+    Args:
+        data: where the images are.
+        views: pipelines that make the views.
+        batch_size: images a batch and process.
+        world: processes.
+        seed: of order and views.
+        show: print the transforms.
+
     Raises:
         UserError: fewer images than a batch, or data that cannot be read.
     """
-    transform = _views(
-        cfg, lambda augmentation: build_transform_pipeline(cfg.data.dataset, augmentation)
-    )
-    if cfg.debug_augmentations:
+    transform = _views(views, lambda view: build_transform_pipeline(data.dataset, view))
+    if show:
         print(f"Transforms:\n{transform}")
     dataset = read_data(
         lambda: prepare_datasets(
-            cfg.data.dataset,
+            data.dataset,
             transform,
-            train_data_path=cfg.data.train_path,
-            data_format=cfg.data.format,
-            no_labels=cfg.data.no_labels,
-            data_fraction=cfg.data.fraction,
+            train_data_path=data.train_path,
+            data_format=data.format,
+            no_labels=data.no_labels,
+            data_fraction=data.fraction,
         )
     )
-    named = train_images(cfg, dataset)
-    check_batch(cfg, len(named))
-    _check_shapes(cfg, named)
-    crop = max(view.crop_size for view in cfg.augmentations)
+    named = NamesBadImages(dataset, data.max_bad_fraction)
+    check_batch(data.train_path, len(named), batch_size, world)
+    _check_shapes(views, named)
+    crop = max(view.crop_size for view in views)
     warn_of_sizes(named, crop, f"they are enlarged to views of {crop} px")
-    return epoch_loader(named, cfg.optimizer.batch_size, cfg.data.num_workers, cfg.seed)
+    return epoch_loader(named, batch_size, data.num_workers, seed)
 
 
-def pretrain_dali(cfg: DictConfig) -> pl.LightningDataModule:
+def pretrain_dali(
+    data: PretrainingData,
+    dali: PretrainingDali,
+    views: Sequence[Pipeline],
+    crops: Tuple[int, int],
+    batch_size: int,
+    world: int,
+) -> pl.LightningDataModule:
     """The host's DALI data module of the same batches; an image that DALI cannot decode ends the run.
+
+    Args:
+        data: where the images are.
+        dali: where they are decoded.
+        views: pipelines that make the views.
+        crops: numbers of large and of small views.
+        batch_size: images a batch and process.
+        world: processes.
 
     Raises:
         UserError: DALI is not installed, or fewer images than a batch.
     """
-    dali = omegaconf_select(cfg, "dali.device", "gpu")
     transform = _views(
-        cfg, lambda a: build_transform_pipeline_dali(cfg.data.dataset, a, dali_device=dali)
+        views,
+        lambda view: build_transform_pipeline_dali(data.dataset, view, dali_device=dali.device),
     )
-    check_batch(cfg, count_files(cfg))
+    check_batch(data.train_path, len(dali_files(data)), batch_size, world)
     module = PretrainDALIDataModule(
-        dataset=cfg.data.dataset,
-        train_data_path=cfg.data.train_path,
+        dataset=data.dataset,
+        train_data_path=data.train_path,
         transforms=transform,
-        num_large_crops=cfg.data.num_large_crops,
-        num_small_crops=cfg.data.num_small_crops,
-        num_workers=max(1, cfg.data.num_workers),
-        batch_size=cfg.optimizer.batch_size,
-        no_labels=cfg.data.no_labels,
-        data_fraction=cfg.data.fraction,
-        dali_device=dali,
-        encode_indexes_into_labels=cfg.dali.encode_indexes_into_labels,
+        num_large_crops=crops[0],
+        num_small_crops=crops[1],
+        num_workers=max(1, data.num_workers),
+        batch_size=batch_size,
+        no_labels=data.no_labels,
+        data_fraction=data.fraction,
+        dali_device=dali.device,
+        encode_indexes_into_labels=dali.encode_indexes_into_labels,
     )
-    return naming_dali_failures(module, Path(cfg.data.train_path))
+    return naming_dali_failures(module, Path(data.train_path))
 
 
-def labelled_loaders(cfg: DictConfig) -> Optional[Tuple[DataLoader, DataLoader]]:
+def labelled_loaders(
+    data: Labelled, statistics: Statistics, batch_size: int
+) -> Optional[Tuple[DataLoader, DataLoader]]:
     """Loaders of (images, labels) without augmentation: training images in order, and validation images.
 
     A training image that cannot be read is replaced by the next one, with its label, up to ``data.max_bad_fraction``
     of them; a validation image never is.
 
+    Args:
+        data: where the images are.
+        statistics: that they are normalised by where ``data.eval_transform`` is given.
+        batch_size: images at once.
+
     Returns:
-        The two loaders, or None where the configuration has no labelled validation data.
+        The two loaders, or None where there are no labelled validation images.
 
     Raises:
         UserError: data that cannot be read.
     """
-    if cfg.data.no_labels or cfg.data.val_path is None:
+    if data.no_labels or data.val_path is None:
         return None
-    transform = evaluation_transform(cfg)
-    data_format = "image_folder" if cfg.data.format == "dali" else cfg.data.format
+    transform = evaluation_transform(data.dataset, data.eval_transform, statistics)
     train, val = read_data(
         lambda: prepare_classification_datasets(
-            cfg.data.dataset,
+            data.dataset,
             transform,
             transform,
-            train_data_path=cfg.data.train_path,
-            val_data_path=cfg.data.val_path,
-            data_format=data_format,
+            train_data_path=data.train_path,
+            val_data_path=data.val_path,
+            data_format="image_folder" if data.format == "dali" else data.format,
         )
     )
     # The host's validation loader neither shuffles nor drops; the training images are to come like that too.
     both = []
-    crop = omegaconf_select(cfg, "data.eval_transform.crop_size")
-    if omegaconf_select(cfg, "data.eval_transform.resize"):
-        crop = None  # brought to a size first
-    for named in (train_images(cfg, train), NamesBadImages(val)):
+    size = data.eval_transform
+    crop = size.crop_size if size and not size.resize else None  # else brought to a size first
+    for named in (NamesBadImages(train, data.max_bad_fraction), NamesBadImages(val)):
         if crop is not None:
             warn_of_sizes(named, crop, f"the central crop of {crop} px pads them with black")
         nothing = Subset(named, [0])  # the host wants a training set, whose loader is not used
         loader = prepare_classification_dataloaders(
-            nothing,
-            named,
-            batch_size=cfg.optimizer.batch_size,
-            num_workers=cfg.data.num_workers,
+            nothing, named, batch_size=batch_size, num_workers=data.num_workers
         )[1]
         loader.worker_init_fn = leave_signals
         both.append(loader)
     return both[0], both[1]
-
-
-def train_images(cfg: DictConfig, dataset: Any) -> NamesBadImages:
-    """Images to train on, of which ``data.max_bad_fraction`` may be bad; see :class:`NamesBadImages`."""
-    fraction = omegaconf_select(cfg, "data.max_bad_fraction", MAX_BAD_FRACTION)
-    return NamesBadImages(dataset, fraction)
 
 
 def say_bad_images(loader: Any) -> None:
@@ -166,10 +224,10 @@ def say_bad_images(loader: Any) -> None:
         say(f"warning: {verdict}", "yellow")
 
 
-def _check_shapes(cfg: DictConfig, named: NamesBadImages) -> None:
+def _check_shapes(views: Sequence[Pipeline], named: NamesBadImages) -> None:
     """Views that are not cropped keep their image's shape, and only equal shapes make a batch."""
     shapes = {width / height: (width, height) for width, height in named.sizes()}
-    for i, view in enumerate(cfg.augmentations):
+    for i, view in enumerate(views):
         if len(shapes) > 1 and not view.rrc.enabled:
             first, other, *_ = sorted(shapes.values(), reverse=True)
             raise UserError(
@@ -198,71 +256,67 @@ def warn_of_sizes(named: NamesBadImages, crop: int, then: str) -> None:
         )
 
 
-def evaluation_transform(cfg: DictConfig) -> Callable:
+def evaluation_transform(dataset: str, size: Optional[Size], statistics: Statistics) -> Callable:
     """How images are brought to a size for evaluation.
 
-    The host's transform of the data set (256 then 224 pixels for folders of images), or, where
-    ``data.eval_transform`` says so, ``resize`` of the shorter side (left out: none) and a central ``crop_size``.
+    Args:
+        dataset: of the images.
+        size: ``resize`` of the shorter side (null: none) and a central ``crop_size``; None is the host's transform of
+            the data set (256 then 224 pixels for folders of images).
+        statistics: that images are normalised by, where ``size`` is given.
     """
-    own = omegaconf_select(cfg, "data.eval_transform")
-    if own is None:
-        return prepare_classification_transforms(cfg.data.dataset)[1]
-    statistics = cfg.augmentations[0]
-    mean = omegaconf_select(statistics, "mean", IMAGENET_DEFAULT_MEAN)
-    std = omegaconf_select(statistics, "std", IMAGENET_DEFAULT_STD)
-    steps = [transforms.Resize(own.resize)] if own.get("resize") else []
+    if size is None:
+        return prepare_classification_transforms(dataset)[1]
+    steps = [transforms.Resize(size.resize)] if size.resize else []
     return transforms.Compose(
         [
             *steps,
-            transforms.CenterCrop(own.crop_size),
+            transforms.CenterCrop(size.crop_size),
             transforms.ToTensor(),
-            transforms.Normalize(mean, std),
+            transforms.Normalize(
+                statistics.mean or IMAGENET_DEFAULT_MEAN, statistics.std or IMAGENET_DEFAULT_STD
+            ),
         ]
     )
 
 
-def check_batch(cfg: DictConfig, images: int) -> None:
-    """At least one whole batch on every device.
+def check_batch(train_path: str, images: int, batch_size: int, world: int) -> None:
+    """At least one whole batch of two images on every device.
 
     Raises:
         UserError: too few images.
     """
-    world = len(cfg.devices) * cfg.num_nodes
-    if images // world < cfg.optimizer.batch_size:
-        fits = images // world
+    fits = images // world
+    if fits < batch_size:
         raise UserError(
-            f"data.train_path={cfg.data.train_path} holds {images} image{'s' * (images != 1)}, fewer than one batch "
-            f"of {cfg.optimizer.batch_size} on {world} device{'s' * (world != 1)}; "
+            f"data.train_path={train_path} holds {images} image{'s' * (images != 1)}, fewer than one batch "
+            f"of {batch_size} on {world} device{'s' * (world != 1)}; "
             + (f"use optimizer.batch_size={fits} or less." if fits > 1 else "add images.")
         )
-    if cfg.optimizer.batch_size < 2:
+    if batch_size < 2:
         raise UserError(
             "optimizer.batch_size must be at least 2: batch norm has nothing to average over one image."
         )
 
 
-def count_files(cfg: DictConfig) -> int:
-    """Number of files that DALI's reader will serve."""
-    return len(_files(cfg))
+def dali_files(data: Any) -> List[str]:
+    """The files that DALI's reader will serve."""
+    pattern = "*" if getattr(data, "no_labels", False) else "*/*"
+    return sorted(str(path) for path in Path(data.train_path).glob(pattern) if path.is_file())
 
 
-def _files(cfg: DictConfig) -> List[str]:
-    pattern = "*" if omegaconf_select(cfg, "data.no_labels", False) else "*/*"
-    return sorted(str(path) for path in Path(cfg.data.train_path).glob(pattern) if path.is_file())
-
-
-def fingerprint_of(cfg: DictConfig, train: Any) -> Optional[str]:
+def fingerprint_of(data: Any, train: Any) -> Optional[str]:
     """Tells the training images from others in the same place; None for data sets that are known by their names.
 
     Args:
-        cfg: parsed configuration.
+        data: where the images are.
         train: training loader, or a DALI data module.
     """
     named = named_images(train)
-    files = _files(cfg) if cfg.data.format == "dali" else named.files() if named else []
-    if not files and cfg.data.train_path and Path(cfg.data.train_path).is_file():
-        files = [str(cfg.data.train_path)]
-    return fingerprint(files, str(cfg.data.train_path)) if files else None
+    files = dali_files(data) if data.format == "dali" else named.files() if named else []
+    if not files and data.train_path and Path(data.train_path).is_file():
+        files = [str(data.train_path)]
+    return fingerprint(files, str(data.train_path)) if files else None
 
 
 def read_data(build: Callable[[], Any]) -> Any:

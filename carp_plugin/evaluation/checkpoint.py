@@ -9,18 +9,19 @@ from __future__ import annotations
 import json
 import logging
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, Iterator, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterator, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn as nn
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from carp_plugin import register
 from carp_plugin.errors import UserError, did_you_mean
-from carp_plugin.host import BACKBONES, METHODS, omegaconf_select
+from carp_plugin.host import BACKBONES, METHODS
+from carp_plugin.host.cfg import node
+from carp_plugin.settings.reading import read
+from carp_plugin.settings.trained import Trained
 from carp_plugin.training.state import (
     NETWORKS,
     TRAINING_BUFFERS,
@@ -44,8 +45,8 @@ class Pretrained:
 
     Attributes:
         path: of the checkpoint.
-        cfg: the configuration of its run, from ``args.json``.
-        method: its name.
+        trained: what ``args.json`` says of its run.
+        args: all of ``args.json``.
         epoch: of the checkpoint, counted from 0.
         model: the host's LightningModule.
         tensors: how many were loaded, all that the model has.
@@ -53,12 +54,17 @@ class Pretrained:
     """
 
     path: Path
-    cfg: DictConfig
-    method: str
+    trained: Trained
+    args: Mapping[str, Any] = field(repr=False)
     epoch: int
     model: nn.Module
     tensors: int
     sentence: str
+
+    @property
+    def method(self) -> str:
+        """Its name."""
+        return self.trained.method
 
     @property
     def networks(self) -> Tuple[str, ...]:
@@ -152,9 +158,9 @@ def load_pretrained(path: Union[str, Path]) -> Pretrained:
             cannot build, or tensors that do not fit.
     """
     path = find_checkpoint(path)
-    cfg = read_cfg(path)
+    args, trained = read_args(path)
     content = read_checkpoint(path)
-    model = _built(cfg, path)
+    model = _built(args, trained, path)
     own, state = model.state_dict(), current_names(content["state_dict"])
     buffers = [name for name in TRAINING_BUFFERS if name in state and name not in own]
     state = {name: tensor for name, tensor in state.items() if name not in buffers}
@@ -162,8 +168,8 @@ def load_pretrained(path: Union[str, Path]) -> Pretrained:
     if result.complaint():
         backbone = any(name.startswith(tuple(NETWORKS.values())) for name in result.reshaped)
         raise UserError(
-            f"the checkpoint {path} does not fit the {cfg.method} on {cfg.backbone.name} that its args.json describes: "
-            f"{result.complaint()}; "
+            f"the checkpoint {path} does not fit the {trained.method} on {trained.backbone.name} that its args.json "
+            f"describes: {result.complaint()}; "
             + ("name another backbone there, " if backbone else "")
             + "put back the args.json that this run wrote."
         )
@@ -171,65 +177,79 @@ def load_pretrained(path: Union[str, Path]) -> Pretrained:
     model.eval()
     epoch = int(content.get("epoch", epoch_in_name(path)))
     tensors = result.total
-    sentence = f"{tensors} of {tensors} tensors loaded from {path} ({cfg.method}, epoch {epoch})"
+    sentence = (
+        f"{tensors} of {tensors} tensors loaded from {path} ({trained.method}, epoch {epoch})"
+    )
     if buffers:
         sentence += f"; not needed after training and left out: {', '.join(buffers)}"
-    return Pretrained(path, cfg, cfg.method, epoch, model, tensors, sentence)
+    return Pretrained(path, trained, args, epoch, model, tensors, sentence)
 
 
-def read_cfg(path: Path) -> DictConfig:
-    """The configuration beside a checkpoint, as the hosts' checkpointer writes it.
+def read_args(path: Path) -> Tuple[Dict[str, Any], Trained]:
+    """The configuration beside a checkpoint, as carp_plugin and the host's own script write it.
+
+    Args:
+        path: of the checkpoint.
+
+    Returns:
+        Tuple[Dict[str, Any], Trained]: all of it, and what evaluations need of it.
 
     Raises:
         UserError: there is no ``args.json``, or none that names a method and a backbone.
     """
-    args = path.with_name("args.json")
-    if not args.is_file():
+    file = path.with_name("args.json")
+    if not file.is_file():
         raise UserError(
             f"there is no args.json beside {path}; the method cannot be built without the configuration that its "
             "training run wrote there: keep both files together."
         )
     try:
-        cfg = OmegaConf.create(json.loads(args.read_text()))
-    except (ValueError, OmegaConfBaseException) as error:
+        args = json.loads(file.read_text())
+    except ValueError as error:
         raise UserError(
-            f"{args} cannot be read ({' '.join(str(error).split())[:120]}); copy it again."
+            f"{file} cannot be read ({' '.join(str(error).split())[:120]}); copy it again."
         ) from error
-    if not isinstance(cfg, DictConfig):
-        raise UserError(f"{args} must hold the keys of a configuration, got a list.")
-    for key in ("method", "backbone.name", "data.dataset"):
-        try:
-            value = omegaconf_select(cfg, key)
-        except OmegaConfBaseException:
-            value = None  # solo-learn 1.0.2's own scripts write flat arguments
-        if not isinstance(value, str):
+    if not isinstance(args, dict):
+        raise UserError(f"{file} must hold the keys of a configuration, got a list.")
+    for dotted in ("method", "backbone.name", "data.dataset"):
+        if not isinstance(_at(args, dotted), str):  # solo-learn 1.0.2's own scripts write flat ones
             raise UserError(
-                f"{args} has no {key}; expected the configuration that carp_plugin, or solo-learn 1.0.6 and later, "
+                f"{file} has no {dotted}; expected the configuration that carp_plugin, or solo-learn 1.0.6 and later, "
                 "writes beside its checkpoints."
             )
     register()
-    for key, known in (("method", METHODS), ("backbone.name", BACKBONES)):
-        value = omegaconf_select(cfg, key)
+    for dotted, known in (("method", METHODS), ("backbone.name", BACKBONES)):
+        value = _at(args, dotted)
         if value not in known:
             raise UserError(
-                f"{args} names {key}={value}, which the installed solo-learn does not have"
+                f"{file} names {dotted}={value}, which the installed solo-learn does not have"
                 f"{did_you_mean(str(value), known)}"
             )
-    return cfg
+    try:
+        return args, read(Trained, args)
+    except UserError as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
 
 
-def _built(cfg: DictConfig, path: Path) -> nn.Module:
+def _at(args: Mapping[str, Any], dotted: str) -> Any:
+    value: Any = args
+    for part in dotted.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def _built(args: Mapping[str, Any], trained: Trained, path: Path) -> nn.Module:
     """The method of a configuration, with random weights."""
     try:
         with advice_silenced():
-            model = METHODS[cfg.method](cfg)
-    except (OmegaConfBaseException, AssertionError, TypeError, ValueError) as error:
+            model = METHODS[trained.method](node(args))
+    except (AttributeError, AssertionError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise UserError(
-            f"the args.json beside {path} does not build a {cfg.method} on the installed solo-learn ({reason}); "
+            f"the args.json beside {path} does not build a {trained.method} on the installed solo-learn ({reason}); "
             "evaluate it with the release that trained it."
         ) from error
-    if not omegaconf_select(cfg, "performance.disable_channel_last", False):
+    if not trained.performance.disable_channel_last:
         model = model.to(memory_format=torch.channels_last)
     return model
 

@@ -1,91 +1,104 @@
 """Linear evaluation, appendix C.1 of the paper: the host's linear model on a frozen, pretrained backbone.
 
-``linear`` is what ``main_linear.py`` calls. Every run proves that the backbone stayed what it was, weights and running
-statistics of batch norm, by a checksum.
+Every run proves that the backbone stayed what it was, weights and running statistics of batch norm, by a checksum.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
-import logging
 import time
 from pathlib import Path
-from typing import Any, Dict, Mapping, Sequence, Tuple
+from typing import Any, Dict, Mapping, Tuple
 
 import torch
 import torch.nn as nn
 from lightning.pytorch import LightningModule, Trainer, seed_everything
-from omegaconf import DictConfig
 from rich.table import Table
 
-from carp_plugin import register
-from carp_plugin.data.labelled import LabelledData, labelled_data
+from carp_plugin.data.labelled import LabelledData
 from carp_plugin.data.loaders import say_bad_images
 from carp_plugin.errors import UserError
 from carp_plugin.evaluation.checkpoint import Pretrained, advice_silenced
 from carp_plugin.evaluation.features import extract
-from carp_plugin.host import HOST, LinearModel, make_contiguous, omegaconf_select
-from carp_plugin.settings.linear import checked_linear
-from carp_plugin.settings.pretraining import plain
-from carp_plugin.terminal import is_main_process, say
-from carp_plugin.training.convolutions import use_one_pixel_convolutions
-from carp_plugin.training.memory import keep_freed_memory
-from carp_plugin.training.report import Plan, plan_of, provenance
+from carp_plugin.host import HOST, LinearModel, make_contiguous
+from carp_plugin.host.cfg import linear_cfg, plain
+from carp_plugin.settings.linear import Linear
+from carp_plugin.terminal import say
+from carp_plugin.training.plan import Plan
+from carp_plugin.training.report import block_of, provenance, steps_line
 from carp_plugin.training.run import TrainingRun
-from carp_plugin.training.state import read_checkpoint
+from carp_plugin.training.state import file_sha256, read_checkpoint
 
 
-def linear(cfg: DictConfig) -> Dict[str, Any]:
-    """Trains a linear layer on the frozen backbone of a checkpoint and measures it on the validation images.
-
-    Deterministic on the CPU, given ``cfg.seed``, and the same whether it was interrupted and resumed or not.
-
-    Args:
-        cfg: as Hydra composed it; left as it is.
-
-    Returns:
-        Dict[str, Any]: accuracies in percent of the last epoch (``top1``, ``top5``) and of the best one by top-1
-        (``best_top1``, ``best_top5``, ``best_epoch``, counted from 0); ``correct``, a bool for each validation image
-        in the order of the data set, whether the last epoch's layer gets it right; ``epochs``, a dictionary of metrics
-        for each; ``seconds`` of training; and what ``summary.json`` holds besides. Empty on ranks other than 0.
-
-    Raises:
-        UserError: a mistake in the configuration, the checkpoint, the data or the machine's set-up, or a backbone that
-            did not stay frozen.
-    """
-    register()
-    # Lightning greets, advises and counts devices; the opening block says what of it matters.
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    cfg, pretrained = checked_linear(copy.deepcopy(cfg))
-    backbone = pretrained.network(cfg.network)
-    if cfg.accelerator == "cpu":
-        keep_freed_memory()
-        use_one_pixel_convolutions(backbone)
-    data = labelled_data(cfg, pretrained.cfg)
-    plan = plan_of(cfg, data.images)
-    if is_main_process():
-        say(opening(cfg, pretrained, data, plan))
-    return LinearRun(cfg, pretrained, build_model(cfg, backbone), data, plan).go()
-
-
-def build_model(cfg: DictConfig, backbone: nn.Module) -> LightningModule:
+def build_model(
+    settings: Linear, pretrained: Pretrained, plan: Plan, backbone: nn.Module
+) -> LightningModule:
     """The host's linear model; the layer's first weights are those of the seed, whatever the backbone.
 
     Args:
-        cfg: parsed configuration.
+        settings: of the evaluation.
+        pretrained: the checkpoint.
+        plan: the numbers of the run.
         backbone: images (N, 3, H, W) to features (N, F).
+
+    Raises:
+        UserError: the settings name another method or backbone than the checkpoint's.
     """
-    seed_everything(cfg.seed, verbose=False)
+    values = {**settings.values(), **_of_checkpoint(settings, pretrained)}
+    cfg = linear_cfg(values, plan.machine.accelerator, plan.machine.devices)
+    seed_everything(settings.seed, verbose=False)
     with advice_silenced():
         model = LinearModel(backbone, cfg=cfg)
     make_contiguous(model)
-    if not cfg.performance.disable_channel_last:
+    if not settings.performance.disable_channel_last:
         model = model.to(memory_format=torch.channels_last)
     # No OmegaConf object may reach the optimizer's state: torch's weights_only would refuse the checkpoint.
     model.extra_optimizer_args = plain(cfg.optimizer.kwargs)
     # Lightning warns about modules in evaluation mode; the host puts the backbone there at every step.
     return model.train()
+
+
+def check_named(settings: Linear, pretrained: Pretrained) -> None:
+    """What the settings name of the checkpoint agrees with it.
+
+    Raises:
+        UserError: another method, backbone or another of its arguments.
+    """
+    theirs = _theirs(pretrained)
+    ours = {
+        "pretrain_method": settings.pretrain_method,
+        "backbone.name": settings.backbone.name,
+        "backbone.kwargs": settings.backbone.kwargs,
+    }
+    for key, named in ours.items():
+        if named is not None and named != theirs[key]:
+            raise UserError(
+                f"{key}={named}, but {pretrained.path} holds {theirs[key]}; leave {key} out, or give the other "
+                "checkpoint."
+            )
+
+
+def _theirs(pretrained: Pretrained) -> Dict[str, Any]:
+    return {
+        "pretrain_method": pretrained.method,
+        "backbone.name": pretrained.trained.backbone.name,
+        "backbone.kwargs": pretrained.trained.backbone.kwargs,
+    }
+
+
+def _of_checkpoint(settings: Linear, pretrained: Pretrained) -> Dict[str, Any]:
+    """What is taken over from the checkpoint; ``features``, what the layer is trained on, is compared by resume."""
+    theirs, transforms = _theirs(pretrained), settings.data.model_dump(mode="json")
+    return {
+        "pretrain_method": theirs["pretrain_method"],
+        "backbone": {"name": theirs["backbone.name"], "kwargs": theirs["backbone.kwargs"]},
+        "features": {
+            "sha256": file_sha256(pretrained.path),
+            "network": settings.network,
+            "train_transform": transforms["train_transform"],
+            "eval_transform": transforms["eval_transform"],
+        },
+    }
 
 
 def fingerprint(state: Mapping[str, torch.Tensor]) -> str:
@@ -106,22 +119,25 @@ class LinearRun(TrainingRun):
     """A linear evaluation that is ready to go.
 
     Args:
-        cfg: parsed configuration.
+        settings: of the evaluation.
         pretrained: what is evaluated.
         model: the host's linear model on its backbone.
         data: labelled images.
         plan: the numbers of the run.
     """
 
+    settings: Linear
+
     def __init__(
         self,
-        cfg: DictConfig,
+        settings: Linear,
         pretrained: Pretrained,
         model: LightningModule,
         data: LabelledData,
         plan: Plan,
     ) -> None:
-        super().__init__(cfg, model, plan, data.train, folder=Path(cfg.checkpoint.dir) / "linear")
+        args = plain(model.cfg)
+        super().__init__(settings, args, model, plan, data.train, "linear")
         self.pretrained, self.data = pretrained, data
         self.frozen = fingerprint(self._backbone_state())
 
@@ -163,7 +179,7 @@ class LinearRun(TrainingRun):
         }
         if fingerprint(state) != self.frozen:
             raise UserError(
-                f"{path} was trained on another backbone than the {self.cfg.network} of {self.pretrained.path}; "
+                f"{path} was trained on another backbone than the {self.settings.network} of {self.pretrained.path}; "
                 "give the checkpoint of a run on this one, or start anew with auto_resume.enabled=False."
             )
 
@@ -176,15 +192,15 @@ class LinearRun(TrainingRun):
         if fingerprint(self._backbone_state()) != self.frozen:
             raise UserError(
                 f"the backbone did not stay frozen: its weights or running statistics differ from those of the "
-                f"{self.cfg.network} of {self.pretrained.path}, so that the accuracies are no linear evaluation; "
+                f"{self.settings.network} of {self.pretrained.path}, so that the accuracies are no linear evaluation; "
                 "take out whatever trains it or leaves it in training mode."
             )
 
     @torch.no_grad()
     def _hits(self, trainer: Trainer) -> torch.Tensor:
         """Whether the label is the first, and whether it is among the first five: (N, 2) bool, in order."""
-        device = torch.device("cpu" if self.cfg.accelerator == "cpu" else "cuda")
-        quiet = omegaconf_select(self.cfg, "enable_progress_bar", True) is False
+        device = self.plan.machine.device
+        quiet = self.settings.enable_progress_bar is False
         with trainer.precision_plugin.forward_context():
             logits_NC, targets_N = extract(
                 _Logits(self.model).to(device),
@@ -200,7 +216,7 @@ class LinearRun(TrainingRun):
         """Top-1, top-5 and number of the best epoch by top-1, the first of equals."""
         measured = [epoch for epoch in self.history.epochs if "val_acc1" in epoch]
         if not measured:
-            return top1, top5, self.cfg.max_epochs - 1
+            return top1, top5, self.settings.max_epochs - 1
         best = max(measured, key=lambda epoch: epoch["val_acc1"])
         return _rounded(best["val_acc1"]), _rounded(best["val_acc5"]), int(best["epoch"])
 
@@ -209,29 +225,30 @@ class LinearRun(TrainingRun):
         best_top1, best_top5, best_epoch = self._best(top1, top5)
         last = self.last_checkpoint()
         return {
-            "name": self.cfg.name,
-            "pretrain_method": self.cfg.pretrain_method,
-            "network": self.cfg.network,
-            "seed": self.cfg.seed,
+            "name": self.settings.name,
+            "pretrain_method": self.pretrained.method,
+            "network": self.settings.network,
+            "seed": self.settings.seed,
             "top1": top1,
             "top5": top5,
             "best_top1": best_top1,
             "best_top5": best_top5,
             "best_epoch": best_epoch,
             "last_epoch": self.history.last,
-            "classes": self.cfg.data.num_classes,
+            "classes": self.plan.classes,
             "images": {"train": self.data.images, "val": self.data.val_images},
             "steps": trainer.global_step,
             "seconds": round(seconds, 1),
             "pretrained": {
                 "checkpoint": str(self.pretrained.path),
-                "sha256": self.cfg.features.sha256,
+                "sha256": self.args["features"]["sha256"],
                 "epoch": self.pretrained.epoch,
                 "loaded": self.pretrained.sentence,
                 "frozen_backbone_sha256": self.frozen,
             },
             "checkpoint": None if last is None else str(last),
-            **provenance(self.cfg),
+            "plan": self.plan.as_dict(),
+            **provenance(self.plan.machine, self.settings.values()),
         }
 
 
@@ -251,30 +268,27 @@ def _rounded(percent: float) -> float:
     return round(percent, 3)
 
 
-def opening(cfg: DictConfig, pretrained: Pretrained, data: LabelledData, plan: Plan) -> Table:
+def opening(settings: Linear, pretrained: Pretrained, data: LabelledData, plan: Plan) -> Table:
     """The block that a run opens with."""
-    block = Table(show_header=False, box=None, padding=(0, 1))
-    lr = f"{plan.lr:.4g} ({cfg.optimizer.name}, {cfg.scheduler.name}; lr = optimizer.lr x batch / 256)"
-    rows: Sequence[Tuple[str, str]] = (
-        ("host", str(HOST)),
-        ("checkpoint", pretrained.sentence),
-        ("features", f"{cfg.network} of {cfg.pretrain_method}, {cfg.backbone.name}, frozen"),
-        (
-            "data",
-            f"{data.images} images to train, {data.val_images} to validate, {cfg.data.num_classes} classes, "
-            f"{cfg.data.train_path} ({cfg.data.format})",
-        ),
-        ("device", f"{len(cfg.devices)} x {cfg.accelerator}"),
-        ("global batch", f"{plan.global_batch} images"),
-        ("learning rate", lr),
-        (
-            "steps",
-            f"{plan.steps_per_epoch} an epoch, {plan.total_steps} in {cfg.max_epochs} epochs; seed {cfg.seed}",
-        ),
+    optimizer, scheduler = settings.optimizer, settings.scheduler
+    backbone = pretrained.trained.backbone.name
+    lr = f"{plan.lr:.4g} ({optimizer.name}, {scheduler.name}; lr = optimizer.lr x batch / 256)"
+    return block_of(
+        [
+            ("host", str(HOST)),
+            ("checkpoint", pretrained.sentence),
+            ("features", f"{settings.network} of {pretrained.method}, {backbone}, frozen"),
+            (
+                "data",
+                f"{data.images} images to train, {data.val_images} to validate, {plan.classes} classes, "
+                f"{settings.data.train_path} ({settings.data.format})",
+            ),
+            ("device", str(plan.machine)),
+            ("global batch", f"{plan.global_batch} images"),
+            ("learning rate", lr),
+            ("steps", steps_line(plan, settings.max_epochs, settings.seed)),
+        ]
     )
-    for row in rows:
-        block.add_row(*row)
-    return block
 
 
 def closing(summary: Dict[str, Any]) -> Table:

@@ -9,27 +9,13 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from carp_plugin.errors import UserError, did_you_mean
 from carp_plugin.host import BaseMomentumMethod, initialize_momentum_params, omegaconf_select
+from carp_plugin.host.cfg import plain
 from carp_plugin.losses.carp import carp_objective_func
 from carp_plugin.losses.statistics import assignment_statistics
-from carp_plugin.partition import PARTITIONS, partition
-
-_TEACHER_PROTOTYPES = ("momentum", "student")
-
-#: The keys of ``method_kwargs`` and their defaults: appendix B.1 of the paper.
-DEFAULTS: Dict[str, Any] = {
-    "proj_hidden_dim": 2048,
-    "proj_output_dim": 256,
-    "num_prototypes": 65536,
-    "partition_size": 512,
-    "partition": "random",
-    "consistency_weight": 1.0,
-    "entropy_weight": 1.0,
-    "teacher_prototypes": "momentum",
-    "normalize_prototypes": True,
-    "fused": True,
-}
+from carp_plugin.partition import partition
+from carp_plugin.settings.parts import CarpKwargs
+from carp_plugin.settings.reading import read
 
 
 class _UnitRows(torch.autograd.Function):
@@ -165,14 +151,9 @@ class CARP(BaseMomentumMethod):
         # the host fills cfg.momentum key by key; a cfg without the node gets one
         cfg.momentum = omegaconf_select(cfg, "momentum", {})
         cfg = super(CARP, CARP).add_and_assert_specific_cfg(cfg)
-        for key in cfg.method_kwargs:
-            if key not in DEFAULTS:
-                raise UserError(
-                    f"method_kwargs.{key} is not a key of carp{did_you_mean(key, DEFAULTS)}"
-                )
-        for key, default in DEFAULTS.items():
-            cfg.method_kwargs[key] = omegaconf_select(cfg, f"method_kwargs.{key}", default)
-        check_method_kwargs(cfg.method_kwargs)
+        kwargs = read(CarpKwargs, plain(cfg.method_kwargs), within="method_kwargs.")
+        for key, value in kwargs.model_dump().items():
+            cfg.method_kwargs[key] = value
         return cfg
 
     @property
@@ -324,44 +305,3 @@ class CARP(BaseMomentumMethod):
         # averaged over ranks at the epoch's end only: a collective less a step for each
         self.log_dict(watched, on_step=False, on_epoch=True, sync_dist=True)
         return watched
-
-
-def check_method_kwargs(kwargs: omegaconf.DictConfig) -> None:
-    """Checks the values of CARP's ``method_kwargs``.
-
-    Args:
-        kwargs: with every key of ``DEFAULTS``.
-
-    Raises:
-        UserError: a type, a range or a combination that does not fit.
-    """
-    for key in ("proj_hidden_dim", "proj_output_dim", "num_prototypes", "partition_size"):
-        value = kwargs[key]
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UserError(
-                f"method_kwargs.{key} must be a whole number of at least 1, got {value!r}."
-            )
-    K, B = kwargs.num_prototypes, kwargs.partition_size
-    if K % B:
-        below = K - K % B
-        near = " or ".join(str(k) for k in (below, below + B) if k)
-        raise UserError(
-            f"method_kwargs.num_prototypes={K} must be a multiple of method_kwargs.partition_size={B}: "
-            f"blocks are equal; use {near} prototypes, or another block size."
-        )
-    for key in ("consistency_weight", "entropy_weight"):
-        value = kwargs[key]
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, (int, float))
-            or not 0 <= value < float("inf")
-        ):
-            raise UserError(f"method_kwargs.{key} must be a number of at least 0, got {value!r}.")
-    for key, choices in (("partition", PARTITIONS), ("teacher_prototypes", _TEACHER_PROTOTYPES)):
-        if kwargs[key] not in choices:
-            raise UserError(
-                f"method_kwargs.{key}={kwargs[key]!r} is unknown{did_you_mean(kwargs[key], choices)}"
-            )
-    for key in ("normalize_prototypes", "fused"):
-        if not isinstance(kwargs[key], bool):
-            raise UserError(f"method_kwargs.{key} must be True or False, got {kwargs[key]!r}.")

@@ -1,200 +1,150 @@
-"""Checks a configuration before anything is built, and settles what the host leaves to luck.
-
-The host reads a cfg trustingly: a misspelt key is ignored, a missing one is an AttributeError, ``devices: auto`` is
-a learning rate four times too high. ``checked`` finds such mistakes and says each in one sentence, then hands the
-cfg to the host's own parser.
-"""
+"""What a pretraining is told."""
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, cast
+from typing import Any, Dict, Literal, Mapping, Tuple, Type
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from pydantic import model_validator
 
-from carp_plugin.errors import UserError, did_you_mean
-from carp_plugin.host import BACKBONES, METHODS, method_keys, omegaconf_select, parse_pretrain_cfg
-from carp_plugin.settings.checks import (
-    FREE,
-    RUN_KEYS,
-    check_data,
-    check_keys,
-    check_required,
-    check_settings,
-    check_writable,
-    dotted,
-    drop_null_nodes,
-    drop_null_settings,
-    one_of,
-    prepare_data_folder,
-    trainer_keys,
+from carp_plugin.settings.kinds import Count, Index, NotNegative, PathText, Positive, Switch, Text
+from carp_plugin.settings.model import Settings, key, rule
+from carp_plugin.settings.parts import (
+    Backbone,
+    CarpKwargs,
+    Dali,
+    Data,
+    HostMethodKwargs,
+    Momentum,
+    Optimizer,
+    Pipeline,
 )
-from carp_plugin.settings.values import AUGMENTATION, PRETRAIN, check_values
-from carp_plugin.training.devices import settle_devices
+from carp_plugin.settings.reading import read
+from carp_plugin.settings.trainer import Run
 
-_AUGMENTATION: Dict[str, Any] = {
-    "rrc": {"enabled": FREE, "crop_min_scale": FREE, "crop_max_scale": FREE},
-    "color_jitter": {
-        "prob": FREE,
-        "brightness": FREE,
-        "contrast": FREE,
-        "saturation": FREE,
-        "hue": FREE,
-    },
-    "grayscale": {"prob": FREE},
-    "gaussian_blur": {"prob": FREE},
-    "solarization": {"prob": FREE},
-    "equalization": {"prob": FREE},
-    "horizontal_flip": {"prob": FREE},
-    "crop_size": FREE,
-    "num_crops": FREE,
-    "mean": FREE,
-    "std": FREE,
-}
-
-_OWN_KEYS: Dict[str, Any] = {
-    **RUN_KEYS,
-    "method": FREE,
-    "method_kwargs": FREE,
-    "momentum": {"base_tau": FREE, "final_tau": FREE, "classifier": FREE},
-    "data": {
-        "dataset": FREE,
-        "train_path": FREE,
-        "val_path": FREE,
-        "format": FREE,
-        "num_workers": FREE,
-        "no_labels": FREE,
-        "fraction": FREE,
-        "prepare": FREE,
-        "max_bad_fraction": FREE,
-        "eval_transform": {"resize": FREE, "crop_size": FREE},
-    },
-    "augmentations": FREE,
-    "optimizer": {
-        "name": FREE,
-        "batch_size": FREE,
-        "lr": FREE,
-        "classifier_lr": FREE,
-        "weight_decay": FREE,
-        "exclude_bias_n_norm_wd": FREE,
-        "kwargs": FREE,
-    },
-    "auto_umap": {"enabled": FREE, "dir": FREE, "frequency": FREE},
-    "dali": {"device": FREE, "encode_indexes_into_labels": FREE},
-    "knn_eval": {"enabled": FREE, "k": FREE, "distance_func": FREE},
-    "evaluation": {"enabled": FREE, "k": FREE, "temperature": FREE, "frequency": FREE},
-    "collapse": {"enabled": FREE, "stop": FREE},
-    "debug_augmentations": FREE,
-}
-
-_REQUIRED = (
-    "name",
-    "method",
-    "backbone.name",
-    "data.dataset",
-    "data.train_path",
-    "data.num_workers",
-    "augmentations",
-    "optimizer.name",
-    "optimizer.batch_size",
-    "optimizer.lr",
-    "optimizer.classifier_lr",
-    "optimizer.weight_decay",
-    "scheduler.name",
-    "max_epochs",
-)
+#: Methods that are not trained on two large views.
+_OTHER_VIEWS = ("wmse", "mae")
 
 
-def checked(cfg: DictConfig) -> DictConfig:
-    """Checks the configuration, prepares the embedded data if it is asked for, and parses it with the host.
+class PretrainingData(Data):
+    """Images of a pretraining."""
+
+    no_labels: Switch = key(False, "a flat folder of unlabelled images")
+
+
+class PretrainingOptimizer(Optimizer):
+    """The optimizer of a pretraining."""
+
+    classifier_lr: NotNegative = key(
+        ..., "rate of the online classifier for 256 images; scaled where there is data.val_path"
+    )
+
+
+class PretrainingDali(Dali):
+    """NVIDIA DALI in a pretraining."""
+
+    encode_indexes_into_labels: Switch = key(False, "batches know their images' numbers")
+
+
+class AutoUmap(Settings):
+    """Pictures of the features during training; needs the extra umap."""
+
+    enabled: Switch = key(False, "draw them")
+    dir: PathText = key("auto_umap", "folder")
+    frequency: Count = key(1, "between two pictures", unit="epochs")
+
+
+class KnnEval(Settings):
+    """The host's own k-NN during training."""
+
+    enabled: Switch = key(False, "measure it")
+    k: Count = key(20, "neighbours")
+    distance_func: Literal["cosine", "euclidean"] = key("euclidean", "distance")
+
+
+class Evaluation(Settings):
+    """k-NN and linear accuracy of random, student and teacher features."""
+
+    enabled: Switch = key(True, "measure them before and after training")
+    k: Count = key(20, "neighbours of the k-NN")
+    temperature: Positive = key(0.07, "tau of the votes")
+    frequency: Index = key(0, "k-NN during training; 0 is never", unit="epochs")
+
+
+class Collapse(Settings):
+    """The collapse monitor."""
+
+    enabled: Switch = key(True, "watch for collapse")
+    stop: Switch = key(False, "end the run when it is found")
+
+    @model_validator(mode="after")
+    def _stopping_needs_watching(self) -> Collapse:
+        if self.stop and not self.enabled:
+            raise rule(
+                "{at}stop=True needs the monitor, which {at}enabled=False switches off; leave out one of them."
+            )
+        return self
+
+
+class Pretraining(Run):
+    """A pretraining of any method of the host."""
+
+    method: Text = key(..., "carp, or a method of the host: byol, swav, barlow_twins …")
+    method_kwargs: HostMethodKwargs = key(HostMethodKwargs(), "the method's own keys")
+    backbone: Backbone = key(..., "the network")
+    momentum: Momentum = key(Momentum(), "the teacher, where the method has one")
+    data: PretrainingData = key(..., "the images")
+    augmentations: Tuple[Pipeline, ...] = key(..., "pipelines that make the views", min_length=1)
+    optimizer: PretrainingOptimizer = key(..., "the optimizer")
+    dali: PretrainingDali = key(PretrainingDali(), "NVIDIA DALI")
+    evaluation: Evaluation = key(Evaluation(), "measured on the way", identity=False)
+    collapse: Collapse = key(Collapse(), "the collapse monitor", identity=False)
+    knn_eval: KnnEval = key(KnnEval(), "the host's own k-NN", identity=False)
+    auto_umap: AutoUmap = key(AutoUmap(), "the host's own pictures", identity=False)
+    debug_augmentations: Switch = key(False, "print the views' transforms", identity=False)
+
+    @property
+    def large_crops(self) -> int:
+        """Views as large as the first pipeline's."""
+        size = self.augmentations[0].crop_size
+        return sum(view.num_crops for view in self.augmentations if view.crop_size == size)
+
+    @property
+    def small_crops(self) -> int:
+        """The other views."""
+        return sum(view.num_crops for view in self.augmentations) - self.large_crops
+
+    @model_validator(mode="after")
+    def _two_large_views(self) -> Pretraining:
+        if self.large_crops != 2 and self.method not in _OTHER_VIEWS:
+            raise rule(
+                f"{self.method} needs 2 large views, but the augmentations make {self.large_crops} of "
+                f"{self.augmentations[0].crop_size} pixels (views as large as the first pipeline's are the large ones)."
+            )
+        return self
+
+
+class CarpPretraining(Pretraining):
+    """A pretraining of CARP."""
+
+    method_kwargs: CarpKwargs = key(CarpKwargs(), "CARP's own keys")  # type: ignore[assignment]
+
+
+#: Methods of ours -> the settings that hold their keys; the keys of the others are the host's to know.
+OWN: Dict[str, Type[Pretraining]] = {"carp": CarpPretraining}
+
+
+def model_of(method: Any) -> Type[Pretraining]:
+    """The settings of a method's pretraining."""
+    return OWN.get(method, Pretraining) if isinstance(method, str) else Pretraining
+
+
+def read_pretraining(values: Mapping[Any, Any]) -> Pretraining:
+    """The settings of a pretraining.
 
     Args:
-        cfg: as Hydra composed it.
-
-    Returns:
-        DictConfig: the same object with the host's defaults and scaled learning rates; ``devices`` a list,
-        ``accelerator`` "cpu" or an accelerator's name.
+        values: nested keys, as YAML gives them.
 
     Raises:
-        UserError: the first mistake found.
+        UserError: the first mistake.
     """
-    OmegaConf.set_struct(cfg, False)
-    check_keys(cfg, {**_OWN_KEYS, **dict.fromkeys(trainer_keys())})
-    drop_null_nodes(cfg, _OWN_KEYS)
-    drop_null_settings(cfg)
-    check_required(cfg, _REQUIRED)
-    check_values(cfg, PRETRAIN)
-    _check_method(cfg)
-    _check_training(cfg)
-    _check_augmentations(cfg)
-    settle_devices(cfg)
-    prepare_data_folder(cfg)
-    check_data(cfg)
-    check_writable(cfg)
-    return parse_pretrain_cfg(cfg)
-
-
-def _check_method(cfg: DictConfig) -> None:
-    one_of("method", cfg.method, (name for name in METHODS if name not in ("base", "linear")))
-    one_of("backbone.name", cfg.backbone.name, BACKBONES)
-    given, known = cfg.get("method_kwargs") or {}, method_keys(cfg.method)
-    for key in given:
-        if known and key not in known:
-            raise UserError(
-                f"method_kwargs.{key} is not a key of {cfg.method}{did_you_mean(str(key), known)}"
-            )
-    taus = {key: omegaconf_select(cfg, f"momentum.{key}") for key in ("base_tau", "final_tau")}
-    if None not in taus.values() and taus["base_tau"] > taus["final_tau"]:
-        raise UserError(
-            f"momentum.base_tau={taus['base_tau']} is above momentum.final_tau={taus['final_tau']}: "
-            "the teacher's tau grows; for a siamese run set both to 0."
-        )
-
-
-def _check_training(cfg: DictConfig) -> None:
-    check_settings(cfg)
-    if omegaconf_select(cfg, "collapse.stop", False) and not omegaconf_select(
-        cfg, "collapse.enabled", True
-    ):
-        raise UserError(
-            "collapse.stop=True needs the monitor, which collapse.enabled=False switches off; leave out one of them."
-        )
-
-
-def _check_augmentations(cfg: DictConfig) -> None:
-    if not isinstance(cfg.augmentations, ListConfig) or not cfg.augmentations:
-        raise UserError(
-            "augmentations must be a list of pipelines; see scripts/pretrain/augmentations/."
-        )
-    for i, node in enumerate(cfg.augmentations):
-        name = f"augmentations[{i}]"
-        if not isinstance(node, DictConfig):
-            raise UserError(f"{name} must hold keys ({', '.join(_AUGMENTATION)}), got {node!r}.")
-        check_keys(node, _AUGMENTATION, f"{name}.")
-        for key in set(_AUGMENTATION) - {"mean", "std"}:
-            if omegaconf_select(node, key) is None:
-                raise UserError(
-                    f"{name}.{key} is missing; see scripts/pretrain/augmentations/ for a whole pipeline."
-                )
-        check_values(node, AUGMENTATION, f"{name}.")
-        if node.rrc.crop_min_scale > node.rrc.crop_max_scale:
-            raise UserError(
-                f"{name}.rrc: expected crop_min_scale <= crop_max_scale, "
-                f"got {node.rrc.crop_min_scale} and {node.rrc.crop_max_scale}."
-            )
-    size = cfg.augmentations[0].crop_size
-    large = sum(node.num_crops for node in cfg.augmentations if node.crop_size == size)
-    if large != 2 and cfg.method not in ("wmse", "mae"):
-        raise UserError(
-            f"{cfg.method} needs 2 large views, but the augmentations make {large} of {size} pixels "
-            "(views as large as the first pipeline's are the large ones)."
-        )
-
-
-def plain(cfg: Any) -> Dict[str, Any]:
-    """A node of the configuration as plain dicts, lists and values, interpolations resolved."""
-    return cast(Dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
-
-
-def known_keys() -> List[str]:
-    """Every dotted key that a configuration may have, as far as it is known before a method is chosen."""
-    return [*dotted(_OWN_KEYS), *trainer_keys()]
+    return read(model_of(values.get("method")), values)

@@ -1,99 +1,104 @@
-"""One pretraining run, from a composed configuration to its summary; does what the host's main_pretrain.py does."""
+"""One pretraining run: the method from its settings, trained, watched and summed up."""
 
 from __future__ import annotations
 
-import logging
 import time
 from pathlib import Path
-from typing import Any, Dict, List, cast
+from typing import Any, Dict, List, Mapping, Protocol
 
 import torch
-import torch.nn as nn
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from omegaconf import DictConfig
+from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf.errors import ConfigAttributeError
 
-from carp_plugin import register
-from carp_plugin.data.loaders import (
-    count_files,
-    labelled_loaders,
-    pretrain_dali,
-    pretrain_loader,
-    say_bad_images,
-)
+from carp_plugin.data.folders import check_data, prepare_data_folder
+from carp_plugin.data.loaders import say_bad_images
 from carp_plugin.errors import UserError
-from carp_plugin.evaluation.curve import KnnCurve
-from carp_plugin.evaluation.features import FeatureEvaluator, linear_accuracy
-from carp_plugin.host import METHODS, AutoUMAP, make_contiguous, omegaconf_select
-from carp_plugin.settings.pretraining import checked, plain
-from carp_plugin.terminal import is_main_process, say
+from carp_plugin.host import METHODS, AutoUMAP, make_contiguous
+from carp_plugin.host.cfg import plain, pretrain_cfg
+from carp_plugin.methods.known import check_pretraining
+from carp_plugin.settings.pretraining import Pretraining
+from carp_plugin.terminal import say
 from carp_plugin.training.callbacks.collapse import CollapseMonitor
 from carp_plugin.training.callbacks.finite import FiniteLoss
+from carp_plugin.training.callbacks.history import Measure
 from carp_plugin.training.callbacks.host_state import RestoresHostState
 from carp_plugin.training.convolutions import use_one_pixel_convolutions
-from carp_plugin.training.memory import keep_freed_memory
-from carp_plugin.training.report import (
-    Plan,
-    Row,
-    closing,
-    losses,
-    opening,
-    plan_of,
-    provenance,
-    warnings_of,
-)
-from carp_plugin.training.run import TrainingRun
-from carp_plugin.training.state import NETWORKS
+from carp_plugin.training.devices import Machine, machine_of
+from carp_plugin.training.plan import Plan
+from carp_plugin.training.report import Row, closing, losses, provenance
+from carp_plugin.training.run import TrainingRun, check_writable
 from carp_plugin.training.unlabelled import rest_classifiers
 
 
-def pretrain(cfg: DictConfig) -> Dict[str, Any]:
-    """Trains a method as the configuration says and evaluates what came out.
+class Evaluator(Protocol):
+    """What measures the features of a run, as :class:`carp_plugin.evaluation.online.OnlineEvaluation` does."""
 
-    Args:
-        cfg: as Hydra composed it.
+    @property
+    def curve(self) -> Measure:
+        """Measures at the end of epochs."""
+
+    @property
+    def k(self) -> int:
+        """Neighbours of the k-NN."""
+
+    def before(self, model: Any, settings: Pretraining, plan: Plan) -> Row:
+        """The backbone before the first step."""
+
+    def after(self, model: Any, last_epoch: Mapping[str, float]) -> List[Row]:
+        """Student and teacher after the last one."""
+
+
+def check_run(settings: Pretraining) -> Machine:
+    """Everything about a pretraining that can be wrong before it begins; writes the embedded images if it is to.
 
     Returns:
-        Dict[str, Any]: what ``summary.json`` holds.
+        Machine: what it will train on.
 
     Raises:
-        UserError: a mistake in the configuration, the data or the machine's set-up.
+        UserError: the first mistake found.
     """
-    register()
-    # Lightning greets, advises and counts devices; the opening block says what of it matters.
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    cfg = checked(cfg)
-    if cfg.accelerator == "cpu":
-        keep_freed_memory()
-    seed_everything(cfg.seed, verbose=False)
-    model = build_model(cfg)
-    labelled = labelled_loaders(cfg)
-    train: Any
-    if cfg.data.format == "dali":
-        train, images = pretrain_dali(cfg), count_files(cfg)
-        train.val_dataloader = lambda: labelled[1] if labelled else []
-    else:
-        train = pretrain_loader(cfg)
-        images = len(train.dataset)
-    plan = plan_of(cfg, images)
-    if is_main_process():
-        say(opening(cfg, plan))
-        for sentence in warnings_of(cfg, plan):
-            say(f"warning: {sentence}", "yellow")
-    return Run(cfg, model, train, labelled, plan).go()
+    check_pretraining(settings)
+    machine = machine_of(settings)
+    data = settings.data
+    prepare_data_folder(data.prepare, data.train_path)
+    check_data(data.dataset, data.train_path, data.val_path, data.format, data.no_labels)
+    check_writable(settings.checkpoint)
+    return machine
 
 
-def build_model(cfg: DictConfig) -> LightningModule:
+def build_model(settings: Pretraining, machine: Machine) -> LightningModule:
     """The method, built by the host.
+
+    Args:
+        settings: of the pretraining.
+        machine: what it trains on.
+
+    Returns:
+        LightningModule: its ``cfg`` is the host's configuration.
 
     Raises:
         UserError: a key of ``method_kwargs`` that the method needs is missing, or a value that it cannot be built with.
     """
+    cfg = pretrain_cfg(settings.values(), machine.accelerator, machine.devices)
+    model = _built(cfg, settings)
+    make_contiguous(model)
+    if settings.data.no_labels:
+        rest_classifiers(model)
+    if machine.accelerator == "cpu":
+        use_one_pixel_convolutions(model)
+    if not settings.performance.disable_channel_last:
+        model = model.to(memory_format=torch.channels_last)
+    # An OmegaConf list of betas would reach the optimizer's state, which torch's weights_only then refuses.
+    model.extra_optimizer_args = plain(cfg.optimizer.kwargs)  # type: ignore[assignment]
+    return model
+
+
+def _built(cfg: Any, settings: Pretraining) -> LightningModule:
     try:
-        model = METHODS[cfg.method](cfg)
+        return METHODS[settings.method](cfg)
     except ConfigAttributeError as error:
         raise UserError(
-            f"{error.full_key} is missing from the configuration; {cfg.method} needs it."
+            f"{error.full_key} is missing from the configuration; {settings.method} needs it."
         ) from error
     except (
         ArithmeticError,
@@ -106,53 +111,38 @@ def build_model(cfg: DictConfig) -> LightningModule:
         # The host's constructors take settings unseen and fail wherever they first do not fit; memory too is one.
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
-            f"{cfg.method} on {cfg.backbone.name} cannot be built with these settings ({reason}); check method_kwargs "
-            "and backbone.kwargs."
+            f"{settings.method} on {settings.backbone.name} cannot be built with these settings ({reason}); check "
+            "method_kwargs and backbone.kwargs."
         ) from error
-    make_contiguous(model)
-    if cfg.data.no_labels:
-        rest_classifiers(model)
-    if cfg.accelerator == "cpu":
-        use_one_pixel_convolutions(model)
-    if not cfg.performance.disable_channel_last:
-        model = model.to(memory_format=torch.channels_last)
-    # An OmegaConf list of betas would reach the optimizer's state, which torch's weights_only then refuses.
-    model.extra_optimizer_args = plain(cfg.optimizer.kwargs)
-    return model
 
 
-class Run(TrainingRun):
+class PretrainingRun(TrainingRun):
     """A run that is ready to go.
 
     Args:
-        cfg: parsed configuration.
+        settings: of the pretraining.
         model: the method.
         train: training loader, or the DALI data module.
-        labelled: loaders for evaluation, or None.
+        val: loader of labelled validation images, or None.
+        evaluator: measures the features.
         plan: the numbers of the run.
     """
 
+    settings: Pretraining
+
     def __init__(
-        self, cfg: DictConfig, model: LightningModule, train: Any, labelled: Any, plan: Plan
+        self,
+        settings: Pretraining,
+        model: LightningModule,
+        train: Any,
+        val: Any,
+        evaluator: Evaluator,
+        plan: Plan,
     ) -> None:
-        self.train, self.labelled = train, labelled
-        wanted = omegaconf_select(cfg, "evaluation.enabled", True) and is_main_process()
-        self.evaluator = FeatureEvaluator(
-            labelled if wanted else None,
-            device=torch.device("cpu" if cfg.accelerator == "cpu" else "cuda"),
-            k=omegaconf_select(cfg, "evaluation.k", 20),
-            temperature=omegaconf_select(cfg, "evaluation.temperature", 0.07),
-        )
-        frequency = omegaconf_select(cfg, "evaluation.frequency", 0)
-        super().__init__(
-            cfg,
-            model,
-            plan,
-            train,
-            folder=Path(cfg.checkpoint.dir) / cfg.method,
-            measure=KnnCurve(self.evaluator, frequency),
-        )
-        self.monitor = CollapseMonitor(stop=omegaconf_select(cfg, "collapse.stop", False))
+        self.train, self.val, self.evaluator = train, val, evaluator
+        args = plain(model.cfg)
+        super().__init__(settings, args, model, plan, train, settings.method, evaluator.curve)
+        self.monitor = CollapseMonitor(stop=settings.collapse.stop)
 
     def go(self) -> Dict[str, Any]:
         """Trains, evaluates, prints the table and writes the summary.
@@ -163,97 +153,62 @@ class Run(TrainingRun):
         Raises:
             UserError: training was ended by ``collapse.stop``; the summary is written.
         """
-        rows = [self._random_row()]
+        rows = [self.evaluator.before(self.model, self.settings, self.plan)]
         self.resumed_from, wandb_run_id = self.resume()
         trainer = self.trainer(wandb_run_id)
         started = time.time()
-        self.fit(trainer, self.train, self.labelled and self.labelled[1])
+        self.fit(trainer, self.train, self.val)
         seconds = time.time() - started
         say_bad_images(self.train)
-        if trainer.is_global_zero:
-            summary = self._close(rows, trainer, seconds)
-        else:
-            summary = {}
+        summary = self._close(rows, trainer, seconds) if trainer.is_global_zero else {}
         if self.monitor.stopped:
             raise UserError(
-                f"training was stopped after epoch {trainer.current_epoch - 1} of {self.cfg.max_epochs}: "
+                f"training was stopped after epoch {trainer.current_epoch - 1} of {self.settings.max_epochs}: "
                 f"{self.monitor.signs[0]} collapse.stop=False would have gone on."
             )
         return summary
 
     def _close(self, rows: List[Row], trainer: Trainer, seconds: float) -> Dict[str, Any]:
         """What there is to say after the last step, and the summary."""
-        rows += self._trained_rows()
+        rows += self.evaluator.after(self.model, self.history.last)
         rows = [row for row in rows if row.knn is not None or row.linear is not None]
         if rows:
-            say(closing(rows, self.cfg.method, self.evaluator.k))
+            say(closing(rows, self.settings.method, self.evaluator.k))
         say(losses(self.history.last))
         for sign in self.monitor.signs:
             say(f"warning: collapse: {sign}", "yellow")
         return self._summary(rows, trainer, seconds)
 
-    def _random_row(self) -> Row:
-        """The backbone before the first step; its linear layer is trained on features computed once."""
-        name = "random, before training"
-        features = self.evaluator.features(
-            cast(nn.Module, self.model.backbone), "the random backbone"
-        )
-        if features is None:
-            return Row(name, None, None)
-        accuracy = linear_accuracy(
-            *features,
-            epochs=self.cfg.max_epochs,
-            batch_size=self.cfg.optimizer.batch_size,
-            lr=self.cfg.optimizer.classifier_lr,
-            optimizer=self.cfg.optimizer.name,
-            seed=self.cfg.seed,
-        )
-        return Row(name, self.evaluator.knn(features), accuracy)
-
-    def _trained_rows(self) -> List[Row]:
-        """Student, and teacher where the method has one; the linear column is the online classifier's."""
-        rows = []
-        for name, attribute in NETWORKS.items():
-            backbone = getattr(self.model, attribute, None)
-            if backbone is None:
-                continue
-            knn = self.history.last.get(f"knn_{name}")  # measured after the last epoch already
-            if knn is None:
-                features = self.evaluator.features(backbone, f"the {name}")
-                knn = None if features is None else self.evaluator.knn(features)
-            metric = "val_acc1" if name == "student" else "momentum_val_acc1"
-            rows.append(Row(name, knn, self.history.last.get(metric)))
-        return rows
-
     def callbacks(self) -> List[Callback]:
         """Those of every run, what watches this one, the host's state, and the pictures that are asked for."""
-        cfg = self.cfg
         callbacks: List[Callback] = [RestoresHostState(), FiniteLoss(self.checkpointer)]
-        if omegaconf_select(cfg, "collapse.enabled", True):
+        if self.settings.collapse.enabled:
             callbacks.append(self.monitor)  # before the history, which keeps its metrics
         callbacks += super().callbacks()
-        if omegaconf_select(cfg, "auto_umap.enabled", False):
+        umap = self.settings.auto_umap
+        if umap.enabled:
             if AutoUMAP is None:
                 raise UserError(
                     "auto_umap.enabled=True needs UMAP, which is not installed; `pip install carp-plugin[umap]`."
                 )
-            folder = Path(cfg.auto_umap.dir) / cfg.method
-            callbacks.append(AutoUMAP(cfg.name, logdir=folder, frequency=cfg.auto_umap.frequency))
+            folder = Path(umap.dir) / self.settings.method
+            callbacks.append(AutoUMAP(self.settings.name, logdir=folder, frequency=umap.frequency))
         return callbacks
 
     def _summary(self, rows: List[Row], trainer: Trainer, seconds: float) -> Dict[str, Any]:
         last = self.last_checkpoint()
         summary = {
-            "method": self.cfg.method,
-            "name": self.cfg.name,
-            "seed": self.cfg.seed,
+            "method": self.settings.method,
+            "name": self.settings.name,
+            "seed": self.settings.seed,
             "accuracy": [vars(row) for row in rows],
             "last_epoch": self.history.last,
             "signs_of_collapse": self.monitor.signs,
             "steps": trainer.global_step,
             "seconds": round(seconds, 1),
             "checkpoint": None if last is None else str(last),
-            **provenance(self.cfg),
+            "plan": self.plan.as_dict(),
+            **provenance(self.plan.machine, self.settings.values()),
         }
         self.write(summary)
         return summary

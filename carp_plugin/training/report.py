@@ -6,148 +6,77 @@ import platform
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import torch
-from omegaconf import DictConfig
 from rich.table import Table
 
 from carp_plugin import __version__
-from carp_plugin.host import HOST, omegaconf_select
+from carp_plugin.host import HOST
 from carp_plugin.host.detect import checkout_commit
-from carp_plugin.settings.pretraining import plain
+from carp_plugin.settings.parts import CarpKwargs, Scheduler
+from carp_plugin.settings.pretraining import Pretraining
+from carp_plugin.training.devices import Machine
+from carp_plugin.training.plan import Plan
 
 PACKAGES = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "numpy", "pillow")
 
 
-@dataclass
-class Plan:
-    """What a run is going to do, in numbers.
-
-    Attributes:
-        images: training images.
-        steps_per_epoch: optimizer steps of an epoch.
-        total_steps: optimizer steps of the run.
-        global_batch: images of an optimizer step, over devices, nodes and accumulated batches.
-        lr: effective peak learning rate.
-        min_lr: effective final learning rate.
-    """
-
-    images: int
-    steps_per_epoch: int
-    total_steps: int
-    global_batch: int
-    lr: float
-    min_lr: float
-
-
-def plan_of(cfg: DictConfig, images: int) -> Plan:
-    """Derives the numbers of a run from its parsed configuration.
-
-    Args:
-        cfg: parsed, so that lr is scaled by the batch already.
-        images: number of training images.
-    """
-    world = len(cfg.devices) * cfg.num_nodes
-    accumulated = omegaconf_select(cfg, "accumulate_grad_batches", 1) or 1
-    batches = images // world // cfg.optimizer.batch_size
-    limit = omegaconf_select(cfg, "limit_train_batches")
-    if limit is not None:
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    steps = -(-batches // accumulated)
-    total = steps * cfg.max_epochs
-    max_steps = omegaconf_select(cfg, "max_steps", -1)
-    return Plan(
-        images=images,
-        steps_per_epoch=steps,
-        total_steps=total if max_steps in (None, -1) else min(total, max_steps),
-        global_batch=cfg.optimizer.batch_size * world * accumulated,
-        lr=cfg.optimizer.lr * accumulated,
-        min_lr=(omegaconf_select(cfg, "scheduler.min_lr", 0.0) or 0.0) * accumulated,
-    )
-
-
-def opening(cfg: DictConfig, plan: Plan) -> Table:
+def opening(settings: Pretraining, plan: Plan) -> Table:
     """The block that a run opens with."""
-    block = Table(show_header=False, box=None, padding=(0, 1))
-    world = f"{len(cfg.devices)} x {cfg.accelerator}" + (
-        f", {cfg.num_nodes} nodes" if cfg.num_nodes > 1 else ""
-    )
-    threads = f", {torch.get_num_threads()} threads" if cfg.accelerator == "cpu" else ""
-    crops = " + ".join(f"{a.num_crops} of {a.crop_size} px" for a in cfg.augmentations)
+    machine, data, optimizer = plan.machine, settings.data, settings.optimizer
+    threads = f", {torch.get_num_threads()} threads" if machine.accelerator == "cpu" else ""
+    crops = " + ".join(f"{a.num_crops} of {a.crop_size} px" for a in settings.augmentations)
     rows = [
         ("host", str(HOST)),
-        ("method", f"{cfg.method} on {cfg.backbone.name} (carp-plugin {__version__})"),
+        (
+            "method",
+            f"{settings.method} on {settings.backbone.name} (carp-plugin {__version__})",
+        ),
         (
             "data",
-            f"{plan.images} images, {cfg.data.num_classes} classes, {cfg.data.train_path} ({cfg.data.format})",
+            f"{plan.images} images, {plan.classes} classes, {data.train_path} ({data.format})",
         ),
         ("views", crops),
-        ("device", f"{world}{threads}, precision {omegaconf_select(cfg, 'precision', '32-true')}"),
+        ("device", f"{machine}{threads}, precision {settings.precision or '32-true'}"),
         ("global batch", f"{plan.global_batch} images"),
         (
             "learning rate",
-            f"{_rates(cfg, plan)} ({cfg.optimizer.name}, {cfg.scheduler.name}; lr = optimizer.lr x batch / 256)",
+            f"{_rates(settings.scheduler, plan)} ({optimizer.name}, {settings.scheduler.name}; "
+            "lr = optimizer.lr x batch / 256)",
         ),
     ]
-    if cfg.method == "carp":
-        K, B = cfg.method_kwargs.num_prototypes, cfg.method_kwargs.partition_size
-        rows.append(
-            (
-                "prototypes",
-                f"K = {K}, B = {B}: {K // B} blocks, {cfg.method_kwargs.partition} partition",
-            )
-        )
-    rows.append(
-        (
-            "steps",
-            f"{plan.steps_per_epoch} an epoch, {plan.total_steps} in {cfg.max_epochs} epochs; seed {cfg.seed}",
-        )
+    kwargs = settings.method_kwargs
+    if isinstance(kwargs, CarpKwargs):
+        K, B = kwargs.num_prototypes, kwargs.partition_size
+        blocks = f"K = {K}, B = {B}: {K // B} blocks, {kwargs.partition} partition"
+        rows.append(("prototypes", blocks))
+    rows.append(("steps", steps_line(plan, settings.max_epochs, settings.seed)))
+    return block_of(rows)
+
+
+def steps_line(plan: Plan, max_epochs: int, seed: int) -> str:
+    """How long a run is."""
+    return (
+        f"{plan.steps_per_epoch} an epoch, {plan.total_steps} in {max_epochs} epochs; seed {seed}"
     )
+
+
+def block_of(rows: Sequence[Tuple[str, str]]) -> Table:
+    """Names and what they are, one under the other."""
+    block = Table(show_header=False, box=None, padding=(0, 1))
     for row in rows:
         block.add_row(*row)
     return block
 
 
-def _rates(cfg: DictConfig, plan: Plan) -> str:
+def _rates(scheduler: Scheduler, plan: Plan) -> str:
     """The learning rates that a run begins and ends with."""
-    if cfg.scheduler.name == "none":
+    if scheduler.name == "none":
         return f"{plan.lr:.4g} throughout"
-    if cfg.scheduler.name == "step":
-        return f"{plan.lr:.4g}, lowered at epochs {list(cfg.scheduler.lr_decay_steps)}"
+    if scheduler.name == "step":
+        return f"{plan.lr:.4g}, lowered at epochs {list(scheduler.lr_decay_steps or ())}"
     return f"{plan.lr:.4g} to {plan.min_lr:.4g}"
-
-
-def warnings_of(cfg: DictConfig, plan: Plan) -> List[str]:
-    """Sentences about settings that are allowed but unlikely to be meant."""
-    said = []
-    if plan.min_lr > plan.lr:
-        said.append(
-            f"scheduler.min_lr={plan.min_lr:.4g} is above the effective learning rate {plan.lr:.4g}: the host scales "
-            "optimizer.lr by the batch but never min_lr."
-        )
-    if cfg.method == "carp":
-        world = len(cfg.devices) * cfg.num_nodes
-        views = cfg.data.num_large_crops * 2 + cfg.data.num_small_crops
-        rows = views * cfg.optimizer.batch_size * world
-        B = cfg.method_kwargs.partition_size
-        if rows < B:
-            said.append(
-                f"a global batch has {rows} rows ({views} views of student and teacher), fewer than the "
-                f"partition_size B = {B}: their mean cannot be uniform over a block, and the entropy term "
-                f"loses its meaning; use a larger batch or partition_size={_power_below(rows)} or less (section 6.2)."
-            )
-    if omegaconf_select(cfg, "knn_eval.enabled", False) and (
-        cfg.data.no_labels or cfg.data.val_path is None
-    ):
-        said.append(
-            "knn_eval is switched off: without labelled validation images it has nothing to measure."
-        )
-    return said
-
-
-def _power_below(rows: int) -> int:
-    return 1 << (max(rows, 1).bit_length() - 1)
 
 
 @dataclass
@@ -184,8 +113,13 @@ def _percent(value: Optional[float]) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def provenance(cfg: DictConfig) -> Dict[str, Any]:
-    """Everything that defines a result: host, versions, machine and resolved configuration, as json takes it."""
+def provenance(machine: Machine, config: Mapping[str, Any]) -> Dict[str, Any]:
+    """Everything that defines a result: host, versions, machine and settings, as json takes it.
+
+    Args:
+        machine: what it was computed on.
+        config: the settings as they were written.
+    """
     return {
         "commit": checkout_commit(Path(__file__).resolve().parents[2]),
         "host": HOST.as_dict(),
@@ -195,11 +129,11 @@ def provenance(cfg: DictConfig) -> Dict[str, Any]:
             **{name: _version(name) for name in PACKAGES},
         },
         "machine": {
-            "device": f"{len(cfg.devices)} x {cfg.accelerator}",
+            "device": f"{len(machine.devices)} x {machine.accelerator}",
             "processor": platform.processor() or platform.machine(),
             "threads": torch.get_num_threads(),
         },
-        "config": plain(cfg),
+        "config": dict(config),
     }
 
 

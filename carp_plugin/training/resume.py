@@ -5,31 +5,33 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple, Type
 
+from carp_plugin.settings.model import Settings, defaults_of, free_keys
 from carp_plugin.training.callbacks.checkpoint import damage, in_use
 from carp_plugin.training.state import place_in_name
 
-#: Settings that change nothing about what is trained on what: two runs that differ in these alone are one. Whatever is
-#: not listed here makes a run another one, so that a key that is new is compared without anyone thinking of it.
-FREE_TO_DIFFER = (
-    "auto_resume",
-    "checkpoint",
-    "resume_from_checkpoint",
-    "wandb",
-    "wandb_run_id",
-    "auto_umap",
-    "collapse",
-    "evaluation",
-    "knn_eval",
-    "debug_augmentations",
-    "data.prepare",
-    "data.num_workers",
-    "enable_progress_bar",
-    "enable_model_summary",
-    "log_every_n_steps",
-    "profiler",
-)
+#: What stands in ``args.json`` beside the settings, and tells nothing about what is trained on what.
+_BESIDE = ("wandb_run_id",)
+
+
+class Identity(NamedTuple):
+    """What tells one run from another; see :func:`carp_plugin.settings.model.key`.
+
+    Attributes:
+        free: dotted keys, nodes among them, that change nothing about what is trained on what. Whatever is not listed
+            here makes a run another one, so that a key that is new is compared without anyone thinking of it.
+        defaults: dotted key -> what it is where it is absent: an older release may not have known it.
+    """
+
+    free: Tuple[str, ...]
+    defaults: Mapping[str, Any]
+
+
+def identity_of(model: Type[Settings]) -> Identity:
+    """Of the runs that a kind of settings describes."""
+    defaults = json.loads(json.dumps(defaults_of(model)))
+    return Identity((*free_keys(model), *_BESIDE), defaults)
 
 
 class Found(NamedTuple):
@@ -46,12 +48,15 @@ class Found(NamedTuple):
     remarks: List[str]
 
 
-def run_to_resume(folder: Path, args: Mapping[str, Any], max_hours: float, lead: bool) -> Found:
+def run_to_resume(
+    folder: Path, args: Mapping[str, Any], identity: Identity, max_hours: float, lead: bool
+) -> Found:
     """Looks for a run of the same settings.
 
     Args:
         folder: that runs lie in, each in a folder of its own with ``args.json``.
-        args: what this run will write to its ``args.json``: the parsed configuration and the number of images.
+        args: what this run will write to its ``args.json``: the host's configuration and the images.
+        identity: what tells runs apart.
         max_hours: a run whose newest checkpoint is older is left alone.
         lead: whether this is the process of rank 0. It alone leaves a run alone that another process is training; the
             other ranks would take their own rank 0 for that process.
@@ -60,14 +65,14 @@ def run_to_resume(folder: Path, args: Mapping[str, Any], max_hours: float, lead:
         Found: the newest such run's newest checkpoint that is whole.
     """
     remarks: List[str] = []
-    wanted = settings(args)
+    wanted = compared(args, identity)
     for checkpoints in _runs(folder, max_hours):
         home = checkpoints[0].parent
         try:
             written = json.loads((home / "args.json").read_text())
         except (OSError, ValueError):  # killed in its first moment, or not ours
             continue
-        differing = difference(settings(written), wanted)
+        differing = difference(compared(written, identity), wanted, identity.defaults)
         if differing is not None:
             key, there, here = differing
             if written.get("name") == args.get("name") and not remarks:
@@ -108,17 +113,18 @@ def _written_at(path: Path) -> float:
         return 0.0
 
 
-def settings(args: Mapping[str, Any]) -> Dict[str, Any]:
+def compared(args: Mapping[str, Any], identity: Identity) -> Dict[str, Any]:
     """Dotted key -> value of what makes a run what it is, as JSON gives it back.
 
     Args:
         args: what ``args.json`` holds.
+        identity: what tells runs apart.
     """
     flat = _flat(json.loads(json.dumps(dict(args))))
     kept = {
         key: value
         for key, value in flat.items()
-        if not any(key == free or key.startswith(free + ".") for free in FREE_TO_DIFFER)
+        if not any(key == free or key.startswith(free + ".") for free in identity.free)
     }
     # which cards does not matter, how many does
     kept["devices"] = len(kept["devices"]) if isinstance(kept.get("devices"), list) else None
@@ -135,12 +141,19 @@ def _flat(node: Mapping[str, Any], path: str = "") -> Dict[str, Any]:
     return flat
 
 
-def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> Optional[Tuple[str, Any, Any]]:
+def difference(
+    there: Mapping[str, Any], here: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> Optional[Tuple[str, Any, Any]]:
     """The first key in which two runs differ and its two values, None where there is none.
 
-    A key that one of them lacks counts as null there, for an older release may not have known it.
+    A key that one of them lacks, or has as null, is its default there, for an older release may not have known it.
     """
     for key in sorted({*there, *here}):
-        if there.get(key) != here.get(key):
-            return key, there.get(key), here.get(key)
+        was, now = (_or_default(run.get(key), defaults.get(key)) for run in (there, here))
+        if was != now:
+            return key, was, now
     return None
+
+
+def _or_default(value: Any, default: Any) -> Any:
+    return default if value is None else value

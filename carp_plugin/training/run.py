@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import signal
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
+import lightning
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers.wandb import WandbLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies.ddp import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig
 
 from carp_plugin.data.epochs import TracksEpoch, training_order
 from carp_plugin.data.loaders import fingerprint_of
-from carp_plugin.errors import UserError
-from carp_plugin.host import omegaconf_select
-from carp_plugin.settings.pretraining import plain
+from carp_plugin.errors import UserError, typed
+from carp_plugin.settings.parts import Checkpoint
+from carp_plugin.settings.trainer import Run
 from carp_plugin.terminal import is_main_process, say
 from carp_plugin.training.callbacks.checkpoint import (
     AtomicCheckpointIO,
@@ -32,8 +33,8 @@ from carp_plugin.training.callbacks.history import History, Measure, write_json
 from carp_plugin.training.callbacks.interrupt import Stopped, StopsInPeace
 from carp_plugin.training.callbacks.randomness import SeedsSteps
 from carp_plugin.training.launchers import another_ended
-from carp_plugin.training.report import Plan
-from carp_plugin.training.resume import run_to_resume, settings
+from carp_plugin.training.plan import Plan
+from carp_plugin.training.resume import compared, difference, identity_of, run_to_resume
 from carp_plugin.training.state import place_in_name
 
 #: Settings whose values Lightning restores from a checkpoint, whatever the configuration says.
@@ -44,47 +45,47 @@ class TrainingRun:
     """A module that is trained with Lightning, checkpointed after every epoch and resumed where it stopped.
 
     Args:
-        cfg: parsed configuration.
+        settings: of the run.
+        args: the host's configuration, which ``args.json`` will hold.
         model: what is trained.
         plan: the numbers of the run.
         train: training loader, or a DALI data module.
-        folder: where its checkpoints go, each run in a folder of its own.
+        kind: its checkpoints go to ``checkpoint.dir``/kind, each run in a folder of its own.
         measure: further metrics at the end of an epoch; see :class:`History`.
     """
 
     def __init__(
         self,
-        cfg: DictConfig,
+        settings: Run,
+        args: Mapping[str, Any],
         model: LightningModule,
         plan: Plan,
         train: Any,
-        folder: Path,
+        kind: str,
         measure: Optional[Measure] = None,
     ) -> None:
-        self.cfg, self.model, self.plan, self.folder = cfg, model, plan, folder
+        self.settings, self.model, self.plan = settings, model, plan
+        self.identity = identity_of(type(settings))
+        self.folder = Path(settings.checkpoint.dir) / kind
         self.resumed_from: Optional[Path] = None
-        self.fingerprint = fingerprint_of(cfg, train)
+        data, optimizer = _parts(settings)
+        self.dali = data.format == "dali"
+        images = {"images": plan.images, "images_fingerprint": fingerprint_of(data, train)}
+        #: What ``args.json`` holds: the host's configuration, and how many and which images it was trained on.
+        self.args: Dict[str, Any] = {**args, **images}
         self.checkpointer: Optional[Checkpointer] = None
-        if cfg.checkpoint.enabled:
+        if settings.checkpoint.enabled:
             self.checkpointer = Checkpointer(
-                cfg, folder, cfg.checkpoint.frequency, cfg.checkpoint.keep_prev, self.args
+                settings.name,
+                self.folder,
+                settings.checkpoint.frequency,
+                settings.checkpoint.keep_prev,
+                self.args,
             )
-        self.place = TracksEpoch(
-            training_order(train, cfg.optimizer.batch_size), cfg.optimizer.batch_size
-        )
+        batch_size = optimizer.batch_size
+        self.place = TracksEpoch(training_order(train, batch_size), batch_size)
         self.history = History(self.checkpointer, measure)
-        self.signals = StopsInPeace(
-            self.checkpointer, omegaconf_select(cfg, "accumulate_grad_batches", 1) or 1
-        )
-
-    @property
-    def args(self) -> Dict[str, Any]:
-        """What ``args.json`` holds: the parsed configuration, and how many and which images it was trained on."""
-        return {
-            **plain(self.cfg),
-            "images": self.plan.images,
-            "images_fingerprint": self.fingerprint,
-        }
+        self.signals = StopsInPeace(self.checkpointer, settings.accumulate_grad_batches)
 
     def resume(self) -> Tuple[Optional[Path], Optional[str]]:
         """The checkpoint to go on from, and its wandb run.
@@ -92,9 +93,9 @@ class TrainingRun:
         Raises:
             UserError: ``resume_from_checkpoint`` does not exist or is damaged, or the checkpoint is of another model.
         """
-        cfg = self.cfg
-        if cfg.resume_from_checkpoint is not None:
-            path = Path(cfg.resume_from_checkpoint)
+        settings = self.settings
+        if settings.resume_from_checkpoint is not None:
+            path = Path(settings.resume_from_checkpoint)
             if not path.is_file():
                 raise UserError(
                     f"resume_from_checkpoint={path} does not exist; give a .ckpt file, or leave it out."
@@ -105,10 +106,14 @@ class TrainingRun:
             check_checkpoint(path, self.model)
             self._compare_with(path)
             return path, None
-        if not cfg.auto_resume.enabled:
+        if not settings.auto_resume.enabled:
             return None, None
         found = run_to_resume(
-            self.folder, self.args, cfg.auto_resume.max_hours, lead=is_main_process()
+            self.folder,
+            self.args,
+            self.identity,
+            settings.auto_resume.max_hours,
+            lead=is_main_process(),
         )
         if is_main_process():
             for remark in found.remarks:
@@ -132,10 +137,11 @@ class TrainingRun:
             UserError: its optimizer is another one, whose state this one cannot go on with.
         """
         try:
-            there = settings(json.loads(path.with_name("args.json").read_text()))
+            written = json.loads(path.with_name("args.json").read_text())
+            there = compared(written, self.identity)
         except (OSError, ValueError):  # a checkpoint that was moved alone
             return
-        here = settings(self.args)
+        here = compared(self.args, self.identity)
         if there.get("optimizer.name") != here["optimizer.name"]:
             raise UserError(
                 f"the checkpoint {path} was trained with optimizer.name={there.get('optimizer.name')}, whose state "
@@ -144,7 +150,8 @@ class TrainingRun:
         kept = [
             f"{key}={there.get(key)}"
             for key in sorted({*there, *here})
-            if key.startswith(_IN_CHECKPOINT) and there.get(key) != here.get(key)
+            if key.startswith(_IN_CHECKPOINT)
+            and difference({key: there.get(key)}, {key: here.get(key)}, self.identity.defaults)
         ]
         if kept and is_main_process():
             say(
@@ -155,48 +162,54 @@ class TrainingRun:
     def callbacks(self) -> List[Callback]:
         """Place in the training images, seeds, history, checkpointer, signals and, with wandb, the learning rate."""
         # The history stands before the checkpointer, so that a checkpoint holds its own epoch.
-        callbacks: List[Callback] = [self.place, SeedsSteps(self.cfg.seed), self.history]
+        callbacks: List[Callback] = [self.place, SeedsSteps(self.settings.seed), self.history]
         if self.checkpointer is not None:
             callbacks.append(self.checkpointer)
         callbacks.append(self.signals)
-        if self.cfg.wandb.enabled:
+        if self.settings.wandb.enabled:
             callbacks.append(LearningRateMonitor(logging_interval="step"))
         return callbacks
 
     def _logger(self, wandb_run_id: Optional[str]) -> Any:
-        cfg = self.cfg
-        if not cfg.wandb.enabled:
+        wandb = self.settings.wandb
+        if not wandb.enabled:
             return False
         logger = WandbLogger(
-            name=cfg.name,
-            project=cfg.wandb.project,
-            entity=cfg.wandb.entity,
-            offline=cfg.wandb.offline,
+            name=self.settings.name,
+            project=wandb.project,
+            entity=wandb.entity,
+            offline=wandb.offline,
             resume="allow" if wandb_run_id else None,
             id=wandb_run_id,
         )
         logger.watch(self.model, log="gradients", log_freq=100)
-        logger.log_hyperparams(plain(cfg))
+        logger.log_hyperparams(self.settings.values())
         return logger
 
     def trainer(self, wandb_run_id: Optional[str] = None) -> Trainer:
-        """Lightning's trainer with every argument of it that the configuration names.
+        """Lightning's trainer with every argument of it that the settings name.
 
         Raises:
-            UserError: Lightning refuses the settings.
+            UserError: Lightning refuses the settings, or does not know one of them.
         """
-        cfg = self.cfg
+        machine = self.plan.machine
+        kwargs = self.settings.given()
         valid = inspect.signature(Trainer.__init__).parameters
-        kwargs = {key: value for key, value in plain(cfg).items() if key in valid}
-        strategy = cfg.strategy or "auto"
+        for name in set(kwargs) - set(valid):
+            raise UserError(
+                f"{name} is unknown to Lightning {lightning.__version__}; leave it out, or install a later one."
+            )
+        strategy = self.settings.strategy or "auto"
         kwargs.update(
+            accelerator=machine.accelerator,
+            num_nodes=machine.nodes,
             logger=self._logger(wandb_run_id),
             callbacks=self.callbacks(),
             enable_checkpointing=False,
             strategy=DDPStrategy(find_unused_parameters=False) if strategy == "ddp" else strategy,
             plugins=self._plugins(),
             # Lightning counts processes on a CPU and names cards elsewhere.
-            devices=len(cfg.devices) if cfg.accelerator == "cpu" else list(cfg.devices),
+            devices=len(machine.devices) if machine.accelerator == "cpu" else list(machine.devices),
         )
         kwargs.setdefault("enable_model_summary", False)
         kwargs.setdefault("log_every_n_steps", max(1, min(50, self.plan.steps_per_epoch)))
@@ -231,7 +244,7 @@ class TrainingRun:
             UserError: Lightning refuses the settings, or another process of the run has ended.
         """
         loaders: Dict[str, Any] = {"datamodule": train}
-        if self.cfg.data.format != "dali":
+        if not self.dali:
             loaders = {"train_dataloaders": train, "val_dataloaders": val}
         if "weights_only" in inspect.signature(trainer.fit).parameters:  # lightning 2.6 and later
             loaders["weights_only"] = True
@@ -267,8 +280,8 @@ class TrainingRun:
             return where + "no checkpoint had been written."
         again = (
             "the same command resumes from it"
-            if self.cfg.auto_resume.enabled
-            else (f"resume with resume_from_checkpoint='{last}'")
+            if self.settings.auto_resume.enabled
+            else f"resume with {typed('resume_from_checkpoint', str(last))}"
         )
         return where + f"the last checkpoint is {last}, {again}."
 
@@ -288,6 +301,30 @@ class TrainingRun:
             say(f"checkpoint {last}\nsummary    {path}")
 
 
+def check_writable(checkpoint: Checkpoint) -> None:
+    """Checkpoints can be written to ``checkpoint.dir``, if they are wanted.
+
+    Raises:
+        UserError: the folder cannot be made or written to.
+    """
+    if not checkpoint.enabled:
+        return
+    folder = Path(checkpoint.dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"checkpoint.dir={folder} cannot be made ({error.strerror}); give another folder."
+        ) from None
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"checkpoint.dir={folder} cannot be written to; give another folder.")
+
+
+def _parts(settings: Run) -> Tuple[Any, Any]:
+    """Data and optimizer, which every kind of training has, each of its own."""
+    return settings.data, settings.optimizer  # type: ignore[attr-defined]
+
+
 def _refused(error: Exception) -> UserError:
     return UserError(f"Lightning refuses these settings: {' '.join(str(error).split())}")
 
@@ -299,5 +336,5 @@ def _instead(path: Path) -> str:
     ]
     for other in sorted(earlier, key=place_in_name, reverse=True):
         if damage(other) is None:
-            return f" The one before it is whole: resume_from_checkpoint='{other}'."
+            return f" The one before it is whole: {typed('resume_from_checkpoint', str(other))}."
     return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import pickle
 import re
@@ -226,3 +227,12 @@ def fit(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> F
         left_over=[name for name in state if name not in own],
         reshaped=[name for name in own if name in state and state[name].shape != own[name].shape],
     )
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, as ``sha256sum`` prints it."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -13,11 +13,11 @@ from benchmarks.pictures import shares
 from benchmarks.training import (
     PHASES,
     batches,
-    configuration,
     fit,
     head_step_memory,
     method_of,
     model_bytes,
+    step_settings,
     without_backbone,
 )
 from tests.helpers import METHOD_KWARGS
@@ -31,7 +31,7 @@ def small(method="carp", batch=6):
     kwargs = {**METHOD_KWARGS[method]}
     if method == "swav":
         kwargs["queue_size"] = batch
-    return method_of(configuration(method, kwargs, "resnet18", 8, batch, "cifar10", LARS))
+    return method_of(step_settings(method, kwargs, "resnet18", 8, batch, "cifar10", LARS))
 
 
 @pytest.fixture

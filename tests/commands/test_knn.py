@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from carp_plugin.commands.knn import main_knn, parser
+from carp_plugin.commands.pretrain import pretrain
 from carp_plugin.data.loaders import labelled_loaders
 from carp_plugin.errors import UserError
 from carp_plugin.evaluation.checkpoint import load_pretrained
@@ -17,8 +18,7 @@ from carp_plugin.evaluation.features import extract
 from carp_plugin.evaluation.knn import weighted_knn
 from carp_plugin.evaluation.offline import data_cfg
 from carp_plugin.host import HOST, WeightedKNNClassifier
-from carp_plugin.training.pretraining import pretrain
-from tests.helpers import image_folder, small_cfg
+from tests.helpers import image_folder, small_settings
 from tests.run_cli import run_cli
 
 NETWORKS = {
@@ -44,7 +44,7 @@ def run_of(tmp_path_factory, images):
         if method not in made:
             folder = tmp_path_factory.mktemp(method)
             off = {"evaluation": {"enabled": False}, "checkpoint__dir": str(folder)}
-            summary = pretrain(small_cfg(images, method, max_epochs=1, **off))
+            summary = pretrain(small_settings(images, method, max_epochs=1, **off))
             made[method] = Path(summary["checkpoint"]).parent
         return made[method]
 

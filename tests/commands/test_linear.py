@@ -12,9 +12,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
+from carp_plugin.commands.pretrain import pretrain
 from carp_plugin.settings.linear import checked_linear
-from carp_plugin.training.pretraining import pretrain
-from tests.helpers import image_folder, small_cfg
+from tests.helpers import image_folder, small_settings
 from tests.linear_helpers import linear_cfg, write_checkpoint
 from tests.run_cli import ROOT, run_cli
 
@@ -50,7 +50,7 @@ def config_dir(tmp_path, images, checkpoint):
 def test_a_pretrained_run_is_evaluated_by_the_folder_it_left(
     images, config_dir, capsys, monkeypatch
 ):
-    pretrained = pretrain(small_cfg(images, max_epochs=1, evaluation={"enabled": False}))
+    pretrained = pretrain(small_settings(images, max_epochs=1, evaluation={"enabled": False}))
     run = Path(pretrained["checkpoint"]).parent
     arguments = ["--config-path", str(config_dir), "--config-name", "small.yaml"]
     arguments += [f"pretrained_feature_extractor={run}", "network=teacher", "max_epochs=1"]

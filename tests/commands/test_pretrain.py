@@ -15,10 +15,10 @@ import yaml
 from omegaconf import OmegaConf
 
 from carp_plugin import register
+from carp_plugin.commands.pretrain import pretrain
 from carp_plugin.errors import UserError
 from carp_plugin.host import DALI_AVAILABLE, HOST, METHODS, AutoUMAP, MomentumUpdater
-from carp_plugin.training.pretraining import pretrain
-from tests.helpers import METHOD_KWARGS, image_folder, small_cfg, write_image
+from tests.helpers import METHOD_KWARGS, image_folder, small_cfg, small_settings, write_image
 from tests.run_cli import ROOT, run_cli
 
 
@@ -79,7 +79,7 @@ def test_a_run_from_the_command_line_to_its_summary(config_dir, capsys, monkeypa
 
 def test_batch_with_too_few_rows_for_a_block_is_warned_about(images, capsys):
     pretrain(
-        small_cfg(
+        small_settings(
             images,
             max_epochs=1,
             method_kwargs__num_prototypes=128,
@@ -114,8 +114,8 @@ def test_resumed_run_continues_steps_learning_rate_tau_and_history(method, image
         seen.clear()
         if name == "broken":
             with interrupted_at(method, step=6), pytest.raises(KeyboardInterrupt):
-                pretrain(small_cfg(images, method, checkpoint__dir=name, **settings))
-        summary = pretrain(small_cfg(images, method, checkpoint__dir=name, **settings))
+                pretrain(small_settings(images, method, checkpoint__dir=name, **settings))
+        summary = pretrain(small_settings(images, method, checkpoint__dir=name, **settings))
         state = torch.load(summary["checkpoint"], weights_only=True)
         taus.append(list(dict.fromkeys(seen)))
         rates.append(state["optimizer_states"][0]["param_groups"][0]["lr"])
@@ -129,9 +129,11 @@ def test_a_method_with_a_static_learning_rate_is_resumed(images):
     """SimSiam's predictor keeps its rate, by a function inside the schedule that no checkpoint may hold."""
     settings = {"max_epochs": 2, "evaluation": {"enabled": False}}
     with interrupted_at("simsiam", step=4), pytest.raises(KeyboardInterrupt):
-        pretrain(small_cfg(images, "simsiam", **settings))
+        pretrain(small_settings(images, "simsiam", **settings))
     (path,) = Path("trained_models/simsiam").rglob("*.ckpt")
-    summary = pretrain(small_cfg(images, "simsiam", **settings, resume_from_checkpoint=str(path)))
+    summary = pretrain(
+        small_settings(images, "simsiam", **settings, resume_from_checkpoint=str(path))
+    )
     groups = torch.load(summary["checkpoint"], weights_only=True)["optimizer_states"][0]
     rates = {round(group["lr"], 9) for group in groups["param_groups"]}
     assert summary["steps"] == 6 and len(rates) > 1 and max(rates) == round(0.3 * 8 / 256, 9)
@@ -162,9 +164,9 @@ def _metrics(summary):
 
 def test_a_finished_run_is_shown_again_and_left_as_it_is(images, capsys):
     settings = {"auto_resume": {"enabled": True}, "max_epochs": 1}
-    first = pretrain(small_cfg(images, **settings))
+    first = pretrain(small_settings(images, **settings))
     summary = Path(first["checkpoint"]).with_name("summary.json").read_text()
-    second = pretrain(small_cfg(images, **settings))
+    second = pretrain(small_settings(images, **settings))
     assert "had finished already" in capsys.readouterr().out
     assert second["accuracy"] == first["accuracy"] and second["checkpoint"] == first["checkpoint"]
     assert Path(first["checkpoint"]).with_name("summary.json").read_text() == summary
@@ -198,29 +200,29 @@ def with_code(path, state):
 )
 def test_a_checkpoint_that_does_not_fit_is_one_sentence(spoil, says, images):
     settings = {"max_epochs": 1, "evaluation": {"enabled": False}}
-    path = Path(pretrain(small_cfg(images, **settings))["checkpoint"])
+    path = Path(pretrain(small_settings(images, **settings))["checkpoint"])
     spoil(path, torch.load(path, weights_only=True))
     with pytest.raises(UserError, match=says):
-        pretrain(small_cfg(images, **settings, resume_from_checkpoint=str(path)))
+        pretrain(small_settings(images, **settings, resume_from_checkpoint=str(path)))
 
 
 def test_changed_method_kwargs_do_not_resume_the_old_run(images, capsys):
     first = {"auto_resume": {"enabled": True}, "max_epochs": 1, "evaluation": {"enabled": False}}
-    pretrain(small_cfg(images, **first))
-    pretrain(small_cfg(images, **first, method_kwargs__partition_size=4))
+    pretrain(small_settings(images, **first))
+    pretrain(small_settings(images, **first, method_kwargs__partition_size=4))
     assert "resuming from" not in capsys.readouterr().out
-    pretrain(small_cfg(images, **first))
+    pretrain(small_settings(images, **first))
     assert "resuming from" in capsys.readouterr().out
 
 
 def test_last_epoch_is_saved_whatever_the_frequency(images):
     summary = pretrain(
-        small_cfg(images, max_epochs=3, checkpoint__frequency=2, checkpoint__keep_prev=True)
+        small_settings(images, max_epochs=3, checkpoint__frequency=2, checkpoint__keep_prev=True)
     )
     names = sorted(path.name for path in Path(summary["checkpoint"]).parent.glob("*.ckpt"))
     assert [name.split("ep=")[1] for name in names] == ["0.ckpt", "2.ckpt"]
     summary = pretrain(
-        small_cfg(images, max_epochs=4, checkpoint__frequency=2, evaluation={"enabled": False})
+        small_settings(images, max_epochs=4, checkpoint__frequency=2, evaluation={"enabled": False})
     )
     assert summary["checkpoint"].endswith("ep=3.ckpt")
 
@@ -234,7 +236,7 @@ def test_last_epoch_is_saved_whatever_the_frequency(images):
 )
 def test_what_lightning_refuses_is_one_sentence(changes, says, images):
     with pytest.raises(UserError, match=f"Lightning refuses these settings: .*{says}"):
-        pretrain(small_cfg(images, max_epochs=1, evaluation={"enabled": False}, **changes))
+        pretrain(small_settings(images, max_epochs=1, evaluation={"enabled": False}, **changes))
 
 
 @pytest.mark.parametrize("method", ["carp", "byol"])
@@ -252,7 +254,7 @@ def test_run_without_labels_or_checkpoint_says_so(images, tmp_path, capsys):
     for i, path in enumerate(sorted((images / "train").rglob("*.png"))):
         shutil.copy(path, flat / f"{i}.png")
     summary = pretrain(
-        small_cfg(
+        small_settings(
             images,
             max_epochs=1,
             data__train_path=str(flat),
@@ -270,7 +272,7 @@ def test_run_without_labels_or_checkpoint_says_so(images, tmp_path, capsys):
 def test_dali_on_the_cpu_serves_every_step_of_every_epoch(indexes, images):
     """solo-learn issue 265: every second epoch was once skipped."""
     summary = pretrain(
-        small_cfg(
+        small_settings(
             images,
             max_epochs=3,
             data__format="dali",
@@ -286,7 +288,7 @@ def test_dali_on_the_cpu_serves_every_step_of_every_epoch(indexes, images):
 @pytest.mark.skipif(AutoUMAP is None, reason="umap-learn is not installed (extra: umap)")
 def test_umap_is_drawn_when_asked_for(images):
     pretrain(
-        small_cfg(
+        small_settings(
             images,
             max_epochs=1,
             auto_umap={"enabled": True},
@@ -317,7 +319,7 @@ def test_every_spelling_of_one_cpu_is_one_cpu(devices, images):
 def test_interrupting_says_what_is_left(images):
     says = "interrupted in epoch 1 at step 4.*ep=0.ckpt"
     with interrupted_at("carp", step=4), pytest.raises(KeyboardInterrupt, match=says):
-        pretrain(small_cfg(images, evaluation={"enabled": False}))
+        pretrain(small_settings(images, evaluation={"enabled": False}))
 
 
 def test_full_disk_leaves_the_earlier_checkpoint(images, monkeypatch, capsys):
@@ -333,7 +335,7 @@ def test_full_disk_leaves_the_earlier_checkpoint(images, monkeypatch, capsys):
 
     monkeypatch.setattr(TorchCheckpointIO, "save_checkpoint", save_checkpoint)
     with pytest.raises(UserError, match="No space left on device.*earlier checkpoints are intact"):
-        pretrain(small_cfg(images, evaluation={"enabled": False}))
+        pretrain(small_settings(images, evaluation={"enabled": False}))
     (left,) = [path for path in Path("trained_models").rglob("*") if "ckpt" in path.name]
     assert left.name.endswith("ep=0.ckpt") and weights(left)
 

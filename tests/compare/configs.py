@@ -5,7 +5,8 @@ from typing import Any, Dict, Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
-from carp_plugin.settings.pretraining import plain
+from carp_plugin.settings.comparison import Asked, read_comparison
+from carp_plugin.settings.reading import plain
 from tests.helpers import METHOD_KWARGS, small_cfg
 
 
@@ -45,3 +46,8 @@ def comparison(
     for key, value in changes.items():
         OmegaConf.update(whole, key.replace("__", "."), value, force_add=True)
     return whole
+
+
+def asked(images: Path, methods: Sequence[str] = ("carp", "simsiam"), **changes: Any) -> Asked:
+    """The settings that :func:`comparison` means; same arguments."""
+    return read_comparison(plain(comparison(images, methods, **changes)))

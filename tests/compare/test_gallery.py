@@ -11,19 +11,20 @@ from carp_plugin import register
 from carp_plugin.compare.gallery import choose, read, render, save
 from carp_plugin.data.loaders import labelled_loaders
 from carp_plugin.errors import UserError
-from carp_plugin.settings.pretraining import checked
+from carp_plugin.training.devices import machine_of
 from carp_plugin.training.pretraining import build_model
-from tests.helpers import image_folder, small_cfg
+from tests.helpers import image_folder, small_settings
 
 
 @pytest.fixture(scope="module")
 def carp(tmp_path_factory):
     """A small CARP without training, a loader of 24 images and their files."""
     register()
-    cfg = checked(small_cfg(image_folder(tmp_path_factory.mktemp("images"), size=16)))
+    settings = small_settings(image_folder(tmp_path_factory.mktemp("images"), size=16))
     torch.manual_seed(0)
-    model = build_model(cfg)
-    _, loader = labelled_loaders(cfg)
+    model = build_model(settings, machine_of(settings))
+    views, batch_size = settings.augmentations, settings.optimizer.batch_size
+    _, loader = labelled_loaders(settings.data, views[0], batch_size)
     return model, loader, [path for path, _ in loader.dataset.dataset.samples]
 
 

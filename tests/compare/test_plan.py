@@ -4,7 +4,9 @@ import pytest
 
 from carp_plugin.compare.plan import plan
 from carp_plugin.errors import UserError
-from tests.compare.configs import comparison
+from carp_plugin.settings.comparison import read_comparison
+from carp_plugin.settings.reading import plain
+from tests.compare.configs import asked, comparison
 from tests.helpers import image_folder
 
 
@@ -20,7 +22,7 @@ TRIALS = {
 
 
 def test_every_method_with_every_seed(images):
-    jobs = plan(comparison(images, seeds=[0, 3])).jobs
+    jobs = plan(asked(images, seeds=[0, 3])).jobs
     assert [job.name for job in jobs] == [
         "carp-seed0",
         "simsiam-seed0",
@@ -31,20 +33,20 @@ def test_every_method_with_every_seed(images):
 
 
 def test_runs_differ_in_nothing_but_the_method(images):
-    first, second = (job.settings["pretrain"] for job in plan(comparison(images)).jobs)
+    first, second = (job.settings["pretrain"] for job in plan(asked(images)).jobs)
     own = {"name", "method", "method_kwargs"}
     assert {key for key in first if first[key] != second[key]} == own
     assert first["method_kwargs"]["num_prototypes"] == 32
 
 
 def test_a_method_may_have_an_optimizer_of_its_own(images):
-    cfg = comparison(images, settings__simsiam__optimizer={"lr": 0.05})
-    carp, simsiam = (job.settings["pretrain"]["optimizer"] for job in plan(cfg).jobs)
+    wanted = asked(images, settings__simsiam__optimizer={"lr": 0.05})
+    carp, simsiam = (job.settings["pretrain"]["optimizer"] for job in plan(wanted).jobs)
     assert simsiam == {**carp, "lr": 0.05}
 
 
 def test_only_carp_has_a_gallery(images):
-    carp, simsiam = plan(comparison(images)).jobs
+    carp, simsiam = plan(asked(images)).jobs
     assert (
         carp.settings["gallery"] == {"rows": 3, "columns": 4}
         and simsiam.settings["gallery"] is None
@@ -52,7 +54,7 @@ def test_only_carp_has_a_gallery(images):
 
 
 def test_a_search_has_a_run_for_every_trial_and_never_sees_the_reported_images(images):
-    jobs = plan(comparison(images, trials=TRIALS, holdout={"fraction": 0.25, "seed": 0})).jobs
+    jobs = plan(asked(images, trials=TRIALS, holdout={"fraction": 0.25, "seed": 0})).jobs
     assert [job.label for job in jobs] == ["carp-0", "carp-1", "simsiam-0", "simsiam-1"]
     assert [job.settings["pretrain"]["optimizer"]["lr"] for job in jobs] == [0.1, 0.2, 0.3, 0.3]
     assert jobs[3].settings["pretrain"]["method_kwargs"]["pred_hidden_dim"] == 4
@@ -102,7 +104,7 @@ MISTAKES = {
     ),
     "the whole held out": (
         {"trials": TRIALS, "holdout": {"fraction": 1, "seed": 0}},
-        "holdout.fraction must be a number between 0 and 1, and neither, got 1",
+        "holdout.fraction must be a number between 0 and 1, not 0 and not 1, got 1",
     ),
     "a typo in a trial": (
         {
@@ -112,7 +114,8 @@ MISTAKES = {
         "optimizer.lrr is not a key of the configuration; did you mean 'lr'",
     ),
     "unlabelled data": ({"data__no_labels": True}, "data.no_labels=True expects images directly"),
-    "no name": ({"name": ""}, "name is missing"),
+    "no name": ({"name": "???"}, "name is missing"),
+    "an empty name": ({"name": ""}, "name must be a text that a file can be named after"),
     "k above the bank": ({"knn__k": [5, 100]}, "knn.k=100 is more than the 48 training images"),
     "no validation images": ({"data__val_path": None}, "needs labelled images"),
 }
@@ -124,6 +127,6 @@ def test_mistakes_are_said_before_anything_runs(images, mistake, tmp_path):
     with pytest.raises(UserError) as raised:
         cfg = comparison(images, **{k: v for k, v in changes.items() if k != "methods"})
         cfg.methods = changes.get("methods", cfg.methods)
-        plan(cfg)
+        plan(read_comparison(plain(cfg)))
     assert sentence in str(raised.value)
     assert not (tmp_path / "results" / "tiny" / "runs").exists()

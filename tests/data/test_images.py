@@ -21,11 +21,11 @@ from carp_plugin.data.images import (
     read_image,
     verdict_of,
 )
-from carp_plugin.data.loaders import labelled_loaders, pretrain_loader
 from carp_plugin.errors import UserError
 from carp_plugin.host import DALI_AVAILABLE, prepare_datasets
-from carp_plugin.settings.pretraining import checked
-from tests.helpers import image_folder, small_cfg, write_image
+from carp_plugin.training.pretraining import check_run
+from tests.data.built import labelled_loaders, training_loader
+from tests.helpers import augmentation, image_folder, small_settings, write_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8)
 
@@ -269,9 +269,9 @@ def test_a_folder_of_nothing_but_damage_ends(images):
         of(images, 0.5)[0]
 
 
-def batches(cfg, workers):
-    cfg.data.num_workers = workers
-    loader = pretrain_loader(cfg)
+def batches(images, workers):
+    changes = {"data__max_bad_fraction": 0.1, "data__num_workers": workers}
+    loader = training_loader(small_settings(images, **changes))
     # whichever order the loader has, the transform is that of the index alone
     named = loader.dataset
     while not isinstance(named, NamesBadImages):
@@ -287,8 +287,7 @@ def batches(cfg, workers):
 
 def test_workers_agree_on_what_stands_in_and_report_it(images):
     spoil(images, "class_0/3.png", "class_4/0.png")
-    cfg = checked(small_cfg(images, data__max_bad_fraction=0.1))
-    (alone, said), (by_two, said_by_two) = batches(cfg, 0), batches(cfg, 2)
+    (alone, said), (by_two, said_by_two) = batches(images, 0), batches(images, 2)
     assert len(alone) == len(by_two) == 3
     for one, other in zip(alone, by_two):
         assert torch.equal(one[0], other[0]) and torch.equal(one[2], other[2])
@@ -303,13 +302,13 @@ def test_verdict_where_all_is_well_or_nothing_is_known(images):
 
 def test_the_bank_does_without_a_bad_image_and_validation_does_not(images):
     spoil(images, "class_0/3.png")
-    cfg = checked(small_cfg(images, data__max_bad_fraction=0.1))
-    train, val = labelled_loaders(cfg)
+    settings = small_settings(images, data__max_bad_fraction=0.1)
+    train, val = labelled_loaders(settings)
     assert torch.cat([labels for _, labels in train]).tolist()[:4] == [0, 0, 0, 1]
     assert len(list(val)) == 3
     (images / "val/class_2/1.png").write_bytes(b"")
     with pytest.raises(ImageError, match=r"val/class_2/1.png cannot be read .*take it out"):
-        list(labelled_loaders(cfg)[1])
+        list(labelled_loaders(settings)[1])
 
 
 def test_a_flat_folder_leaves_out_what_is_no_image_by_its_name(images, tmp_path):
@@ -319,44 +318,43 @@ def test_a_flat_folder_leaves_out_what_is_no_image_by_its_name(images, tmp_path)
     for name in (".DS_Store", "notes.txt"):
         (flat / name).write_bytes(b"")
     (flat / "4.png").write_bytes(b"")
-    settings = {"data__train_path": str(flat), "data__no_labels": True, "data__val_path": None}
-    cfg = checked(small_cfg(images, **settings, data__max_bad_fraction=0.2))
-    (indexes, _, labels), *_ = list(pretrain_loader(cfg))
+    changes = {"data__train_path": str(flat), "data__no_labels": True, "data__val_path": None}
+    settings = small_settings(images, **changes, data__max_bad_fraction=0.2)
+    (indexes, _, labels), *_ = list(training_loader(settings))
     assert len(indexes) == 8 and 4 not in indexes.tolist() and set(labels.tolist()) == {-1}
 
 
 @pytest.mark.parametrize("value", [-0.1, 0.6, "all", True])
 def test_a_fraction_that_is_none_is_refused(value, images):
     with pytest.raises(UserError, match="data.max_bad_fraction must be a number between 0 and 0.5"):
-        checked(small_cfg(images, data__max_bad_fraction=value))
+        small_settings(images, data__max_bad_fraction=value)
 
 
 def test_small_images_are_warned_about_once_each(images, capsys):
-    cfg = checked(small_cfg(images))
-    pretrain_loader(cfg), labelled_loaders(cfg)
+    settings = small_settings(images)
+    training_loader(settings), labelled_loaders(settings)
     assert "warning" not in capsys.readouterr().out
-    cfg.augmentations[0].crop_size = 32
-    pretrain_loader(cfg)
+    training_loader(small_settings(images, augmentations=[augmentation(size=32)]))
     said = capsys.readouterr().out
     assert "24 of 24 sampled images" in said and "enlarged to views of 32 px" in said
-    cfg.data.eval_transform.crop_size = 24
-    train, _ = labelled_loaders(cfg)
+    crop = {"data__eval_transform__crop_size": 24}
+    train, _ = labelled_loaders(small_settings(images, **crop))
     assert capsys.readouterr().out.count("central crop of 24 px pads them with black") == 2
     first = next(iter(train))[0]
     assert first[0, :, 0, 0].max() < 0 and first.shape[-2:] == (24, 24)
-    cfg.data.eval_transform.resize = 24
-    labelled_loaders(cfg)
+    labelled_loaders(small_settings(images, **crop, data__eval_transform__resize=24))
     assert "warning" not in capsys.readouterr().out
 
 
 def test_views_of_several_shapes_are_refused_before_training(images):
     write_image(images / "train/class_0/wide.png", seed=0)
     Image.new("RGB", (40, 20)).save(images / "train/class_0/wide.png")
-    cfg = checked(small_cfg(images))
-    pretrain_loader(cfg)
-    cfg.augmentations[0].rrc.enabled = False
+    training_loader(small_settings(images))
+    view = augmentation()
+    view["rrc"]["enabled"] = False
+    settings = small_settings(images, augmentations=[view])
     with pytest.raises(UserError, match=r"rrc.enabled=False .*40 x 20 and 20 x 20"):
-        pretrain_loader(cfg)
+        training_loader(settings)
 
 
 FOLDERS = {
@@ -375,27 +373,27 @@ def test_folders_that_are_no_classes(key, name, content, says, images):
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
     with pytest.raises(UserError, match=rf"data.{key}_path=\S+ {says}|{says}"):
-        checked(small_cfg(images))
+        check_run(small_settings(images))
 
 
 def test_a_flat_folder_without_images(images, tmp_path):
     (tmp_path / "flat").mkdir()
     (tmp_path / "flat/a.npy").write_bytes(b"")
-    cfg = small_cfg(images, data__train_path=str(tmp_path / "flat"), data__no_labels=True)
+    changes = {"data__train_path": str(tmp_path / "flat"), "data__no_labels": True}
     with pytest.raises(UserError, match=r"holds no image but a.npy"):
-        checked(cfg)
+        check_run(small_settings(images, **changes))
 
 
 @pytest.mark.skipif(not DALI_AVAILABLE, reason="NVIDIA DALI is not installed (extra: dali)")
 def test_dali_says_which_image_it_likely_was(images):
-    from carp_plugin.training.pretraining import pretrain
+    from carp_plugin.commands.pretrain import pretrain
 
     path = images / "train/class_2/1.png"
     path.write_bytes(path.read_bytes()[:200])
     dali = {"device": "cpu", "encode_indexes_into_labels": False}
     settings = {"data__format": "dali", "data__num_workers": 1, "data__val_path": None}
     with pytest.raises(ImageError, match=r"DALI cannot decode .*likely \S+class_2/1.png .*image_f"):
-        pretrain(small_cfg(images, dali=dali, **settings))
+        pretrain(small_settings(images, dali=dali, **settings))
 
 
 def test_a_fingerprint_tells_names_and_sizes_and_bears_a_link_to_nowhere(tmp_path):

@@ -15,7 +15,7 @@ from carp_plugin.evaluation.linear import build_model, fingerprint, linear
 from carp_plugin.host import DALI_AVAILABLE, LinearModel
 from carp_plugin.settings.linear import checked_linear, file_sha256
 from tests.helpers import image_folder
-from tests.linear_helpers import linear_cfg, write_checkpoint
+from tests.linear_helpers import linear_cfg, linear_settings, write_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_a_run_measures_the_network_asked_for_and_leaves_it_as_it_was(
     method, network, prefix, images, checkpoints, capsys
 ):
     path = checkpoints[method]
-    done = linear(linear_cfg(images, path, network=network))
+    done = linear(linear_settings(images, path, network=network))
     # what it returns
     assert len(done["correct"]) == 24 and set(map(type, done["correct"])) == {bool}
     assert done["top1"] == pytest.approx(100 * sum(done["correct"]) / 24, abs=1e-3)
@@ -78,7 +78,7 @@ def test_the_layer_begins_the_same_on_every_backbone_and_is_reproducible(images,
         torch.rand(7)
         layers.append(build_model(cfg, pretrained.network()).classifier.weight)
     assert torch.equal(*layers)
-    runs = [linear(linear_cfg(images, checkpoints["carp"])) for _ in range(2)]
+    runs = [linear(linear_settings(images, checkpoints["carp"])) for _ in range(2)]
     assert runs[0]["correct"] == runs[1]["correct"]
     states = [tensors(run["checkpoint"], "classifier.") for run in runs]
     assert all(torch.equal(states[0][key], states[1][key]) for key in ("weight", "bias"))
@@ -120,7 +120,9 @@ def test_backbone_is_in_evaluation_mode_and_without_gradients_while_the_layer_tr
 
     torch.nn.BatchNorm2d.forward = spy
     try:
-        linear(linear_cfg(images, checkpoints["carp"], max_epochs=1, checkpoint__enabled=False))
+        linear(
+            linear_settings(images, checkpoints["carp"], max_epochs=1, checkpoint__enabled=False)
+        )
     finally:
         torch.nn.BatchNorm2d.forward = forward
     assert set(seen) == {(False, False)}
@@ -208,16 +210,16 @@ def test_another_network_checkpoint_or_transform_is_another_run(
 ):
     path = write_checkpoint(tmp_path / "run", images, seed=1)
     base = {"auto_resume__enabled": True, "max_epochs": 1}
-    linear(linear_cfg(images, path, **base))
-    linear(linear_cfg(images, path, **base, network="teacher"))
-    linear(linear_cfg(images, path, **base, data__train_transform__scale=[0.6, 1.0]))
+    linear(linear_settings(images, path, **base))
+    linear(linear_settings(images, path, **base, network="teacher"))
+    linear(linear_settings(images, path, **base, data__train_transform__scale=[0.6, 1.0]))
     path.write_bytes(checkpoints["carp"].read_bytes())  # the same path, other weights
-    linear(linear_cfg(images, path, **base))
+    linear(linear_settings(images, path, **base))
     assert "resuming from" not in capsys.readouterr().out
 
 
 def test_a_run_on_another_backbone_is_not_gone_on_with(images, checkpoints):
-    first = linear(linear_cfg(images, checkpoints["carp"], max_epochs=1))
+    first = linear(linear_settings(images, checkpoints["carp"], max_epochs=1))
     cfg = linear_cfg(
         images,
         checkpoints["carp"],
@@ -232,7 +234,7 @@ def test_with_fewer_classes_than_five_every_label_is_among_the_first(
     images, checkpoints, tmp_path, capsys
 ):
     few = image_folder(tmp_path / "few", classes=3)
-    done = linear(linear_cfg(few, checkpoints["carp"], max_epochs=1))
+    done = linear(linear_settings(few, checkpoints["carp"], max_epochs=1))
     assert done["classes"] == 3 and done["top5"] == done["best_top5"] == 100.0
     assert done["top1"] == pytest.approx(100 * sum(done["correct"]) / 12, abs=1e-3)
     assert "top-5 (3 classes: always 100)" in capsys.readouterr().out
@@ -281,7 +283,7 @@ def test_backbone_and_method_are_those_of_the_checkpoint(images, checkpoints):
 def test_dali_on_the_cpu_serves_every_step_of_every_epoch(images, checkpoints):
     """solo-learn issue 265: every second epoch was once skipped."""
     done = linear(
-        linear_cfg(
+        linear_settings(
             images,
             checkpoints["carp"],
             max_epochs=3,

@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from carp_plugin.data.loaders import pretrain_loader
+from carp_plugin.commands.pretrain import pretrain
 from carp_plugin.losses import carp_loss_func, carp_objective_func
 from carp_plugin.methods.carp import CARP
-from carp_plugin.settings.pretraining import checked
-from carp_plugin.training.pretraining import build_model, pretrain
-from tests.helpers import augmentation, image_folder, small_cfg
+from carp_plugin.training.devices import machine_of
+from carp_plugin.training.pretraining import build_model
+from tests.data.built import training_loader
+from tests.helpers import augmentation, image_folder, small_settings
 from tests.methods.test_carp import FakeTrainer
 
 K, B, D, N = 64, 16, 24, 6
@@ -119,7 +120,7 @@ def images(tmp_path_factory):
 @pytest.mark.parametrize("views", [[augmentation()], [augmentation(16, 2), augmentation(8, 2)]])
 def test_training_in_bf16_mixed(views, images):
     summary = pretrain(
-        small_cfg(
+        small_settings(
             images,
             max_epochs=1,
             precision="bf16-mixed",
@@ -136,8 +137,8 @@ def test_training_in_bf16_mixed(views, images):
 @pytest.mark.parametrize("dtype", HALVES)
 def test_a_step_under_autocast_is_finite_to_the_last_gradient(dtype, fused, images, monkeypatch):
     """Lightning has no 16-mixed on a CPU, so autocast and the loss scale are by hand; student and head in half."""
-    cfg = checked(small_cfg(images, method_kwargs__fused=fused))
-    model = build_model(cfg)
+    settings = small_settings(images, method_kwargs__fused=fused)
+    model = build_model(settings, machine_of(settings))
     monkeypatch.setattr(CARP, "trainer", FakeTrainer())
     for log in ("log", "log_dict"):
         monkeypatch.setattr(CARP, log, lambda self, *_, **__: None)
@@ -145,7 +146,7 @@ def test_a_step_under_autocast_is_finite_to_the_last_gradient(dtype, fused, imag
         model.projector[-1].weight.mul_(1e4)
         model.momentum_projector[-1].weight.mul_(1e4)
     with torch.autocast("cpu", dtype=dtype):
-        loss = model.training_step(next(iter(pretrain_loader(cfg))), 0)
+        loss = model.training_step(next(iter(training_loader(settings))), 0)
     assert model.step_embeddings.dtype == dtype and model.step_embeddings.abs().max() > 1e3
     assert all(value.isfinite() for value in model.step_metrics.values())
     (loss * 2.0).backward()
@@ -155,6 +156,8 @@ def test_a_step_under_autocast_is_finite_to_the_last_gradient(dtype, fused, imag
 
 def test_16_mixed_on_a_cpu_trains(images):
     """Lightning warns and takes bf16-mixed."""
-    cfg = small_cfg(images, max_epochs=1, precision="16-mixed", evaluation={"enabled": False})
+    settings = small_settings(
+        images, max_epochs=1, precision="16-mixed", evaluation={"enabled": False}
+    )
     with pytest.warns(UserWarning, match="fp16 is not supported on CPU"):
-        assert pretrain(cfg)["last_epoch"]["train_carp_loss"] > 0
+        assert pretrain(settings)["last_epoch"]["train_carp_loss"] > 0

@@ -8,16 +8,18 @@ from lightning.pytorch import seed_everything
 from omegaconf import OmegaConf
 
 import carp_plugin
-from carp_plugin.data.loaders import pretrain_loader
 from carp_plugin.errors import UserError
 from carp_plugin.host import METHODS
+from carp_plugin.host.cfg import pretrain_cfg
 from carp_plugin.losses.carp import carp_loss_func
 from carp_plugin.methods import carp as carp_module
-from carp_plugin.methods.carp import CARP, DEFAULTS, Prototypes
+from carp_plugin.methods.carp import CARP, Prototypes
 from carp_plugin.partition import random_partition
-from carp_plugin.settings.pretraining import checked
+from carp_plugin.settings.parts import CarpKwargs
+from carp_plugin.training.devices import machine_of
 from carp_plugin.training.pretraining import build_model
-from tests.helpers import augmentation, image_folder, small_cfg
+from tests.data.built import training_loader
+from tests.helpers import augmentation, image_folder, small_settings
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +37,14 @@ class FakeTrainer:
 
 def built(images, monkeypatch, **changes):
     """A CARP outside a trainer, and what it logs."""
-    cfg = checked(small_cfg(images, **changes))
+    settings = small_settings(images, **changes)
     seed_everything(0, verbose=False)
-    model = build_model(cfg)
+    model = build_model(settings, machine_of(settings))
     logged = {}
     monkeypatch.setattr(CARP, "trainer", FakeTrainer())
     monkeypatch.setattr(CARP, "log_dict", lambda self, metrics, **_: logged.update(metrics))
     monkeypatch.setattr(CARP, "log", lambda self, name, value, **_: logged.update({name: value}))
-    return cfg, model, logged
+    return settings, model, logged
 
 
 def test_register_twice_is_once():
@@ -53,11 +55,11 @@ def test_register_twice_is_once():
 
 def test_defaults_are_those_of_the_paper(images):
     """Appendix B.1: three layers of 2048 with batch norm and GELU to 256; K = 65,536, B = 512."""
-    cfg = checked(small_cfg(images))
+    cfg = pretrain_cfg(small_settings(images).values(), "cpu", [0])
     cfg.method_kwargs = {}
     CARP.add_and_assert_specific_cfg(cfg)
     kwargs = cfg.method_kwargs
-    assert dict(kwargs) == DEFAULTS
+    assert dict(kwargs) == CarpKwargs().model_dump()
     assert (kwargs.proj_hidden_dim, kwargs.proj_output_dim) == (2048, 256)
     assert kwargs.num_prototypes // kwargs.partition_size == 128
 
@@ -77,12 +79,12 @@ def test_prototypes_are_unit_rows_or_a_plain_layer():
 
 
 def test_teacher_starts_as_the_student_and_gets_no_gradient(images, monkeypatch):
-    cfg, model, _ = built(images, monkeypatch)
+    settings, model, _ = built(images, monkeypatch)
     for student, teacher in model.momentum_pairs:
         for s, t in zip(student.parameters(), teacher.parameters()):
             assert torch.equal(s, t) and not t.requires_grad
     assert len(model.momentum_pairs) == 3
-    model.training_step(next(iter(pretrain_loader(cfg))), 0).backward()
+    model.training_step(next(iter(training_loader(settings))), 0).backward()
     for student, teacher in model.momentum_pairs:
         assert all(p.grad is not None for p in student.parameters())
         assert all(p.grad is None for p in teacher.parameters())
@@ -100,7 +102,7 @@ def test_everything_that_learns_is_given_to_the_optimizer(images, monkeypatch):
 def test_step_is_the_loss_of_its_embeddings(small_crops, teacher_prototypes, images, monkeypatch):
     """All views go through the student, the two large ones through the teacher; pairs i != j."""
     views = [augmentation(16, 2)] + ([augmentation(8, small_crops)] if small_crops else [])
-    cfg, model, logged = built(
+    settings, model, logged = built(
         images,
         monkeypatch,
         augmentations=views,
@@ -116,13 +118,13 @@ def test_step_is_the_loss_of_its_embeddings(small_crops, teacher_prototypes, ima
         return objective(student, teacher, *args, **kwargs)
 
     monkeypatch.setattr(carp_module, "carp_objective_func", spy)
-    batch = next(iter(pretrain_loader(cfg)))
+    batch = next(iter(training_loader(settings)))
     loss = model.training_step(batch, 0)
     assert [tuple(z.shape) for z in seen["student"]] == [(8, 16)] * (2 + small_crops)
     assert [tuple(z.shape) for z in seen["teacher"]] == [(8, 16)] * 2
     prototypes, momentum_prototypes, permutation, partition_size = seen["args"]
     assert not momentum_prototypes.requires_grad
-    assert torch.equal(permutation, random_partition(cfg.seed, 0, 32)) and partition_size == 8
+    assert torch.equal(permutation, random_partition(settings.seed, 0, 32)) and partition_size == 8
     terms = carp_loss_func(seen["student"], seen["teacher"], *seen["args"], fused=False)
     expected = 2.0 * terms.consistency + 0.5 * terms.entropy_gap
     assert logged["train_carp_loss"].item() == pytest.approx(expected.item(), rel=1e-5)
@@ -130,11 +132,11 @@ def test_step_is_the_loss_of_its_embeddings(small_crops, teacher_prototypes, ima
 
 
 def test_multicrop_views_keep_their_order(images, monkeypatch):
-    cfg, model, _ = built(
+    settings, model, _ = built(
         images, monkeypatch, augmentations=[augmentation(16, 2), augmentation(8, 1)]
     )
     model.eval()
-    indexes, views, targets = next(iter(pretrain_loader(cfg)))
+    indexes, views, targets = next(iter(training_loader(settings)))
     seen = {}
     monkeypatch.setattr(
         carp_module,
@@ -148,7 +150,7 @@ def test_multicrop_views_keep_their_order(images, monkeypatch):
 
 
 def test_partition_follows_seed_and_step(images, monkeypatch):
-    cfg, model, _ = built(images, monkeypatch, seed=7)
+    settings, model, _ = built(images, monkeypatch, seed=7)
     seen = []
     objective = carp_module.carp_objective_func
 
@@ -157,7 +159,7 @@ def test_partition_follows_seed_and_step(images, monkeypatch):
         return objective(*args, **kwargs)
 
     monkeypatch.setattr(carp_module, "carp_objective_func", spy)
-    batch = next(iter(pretrain_loader(cfg)))
+    batch = next(iter(training_loader(settings)))
     for step in (0, 1, 1):
         model.trainer.global_step = step
         model.training_step(batch, 0)
@@ -166,20 +168,20 @@ def test_partition_follows_seed_and_step(images, monkeypatch):
 
 
 def test_constant_partition_never_moves(images, monkeypatch):
-    cfg, model, _ = built(images, monkeypatch, method_kwargs__partition="constant")
+    settings, model, _ = built(images, monkeypatch, method_kwargs__partition="constant")
     seen = []
     monkeypatch.setattr(
         carp_module,
         "partition",
         lambda kind, *args: seen.append(kind) or torch.arange(32),
     )
-    model.training_step(next(iter(pretrain_loader(cfg))), 0)
+    model.training_step(next(iter(training_loader(settings))), 0)
     assert seen == ["constant"]
 
 
 def test_both_terms_and_the_signs_of_collapse_are_logged(images, monkeypatch):
-    cfg, model, logged = built(images, monkeypatch)
-    model.training_step(next(iter(pretrain_loader(cfg))), 0)
+    settings, model, logged = built(images, monkeypatch)
+    model.training_step(next(iter(training_loader(settings))), 0)
     expected = {
         "carp_loss",
         "consistency",
@@ -195,19 +197,21 @@ def test_both_terms_and_the_signs_of_collapse_are_logged(images, monkeypatch):
 
 def test_constant_output_has_no_information(images, monkeypatch):
     """A loss below log B proves nothing; the information of a constant output is 0 all the same."""
-    cfg, model, logged = built(images, monkeypatch)
+    settings, model, logged = built(images, monkeypatch)
     last = model.projector[-1]
     with torch.no_grad():
         last.weight.zero_()
         last.bias.copy_(torch.randn(16) * 3)
-    model.training_step(next(iter(pretrain_loader(cfg))), 0)
+    model.training_step(next(iter(training_loader(settings))), 0)
     assert logged["train_information"] == pytest.approx(0, abs=1e-5)
     assert logged["train_z_std"] == pytest.approx(0, abs=1e-5)
 
 
 def test_without_a_momentum_encoder_the_teacher_is_the_student(images, monkeypatch):
     """Tables 5 and 6: eta = 0."""
-    cfg, model, logged = built(images, monkeypatch, momentum={"base_tau": 0.0, "final_tau": 0.0})
+    settings, model, logged = built(
+        images, monkeypatch, momentum={"base_tau": 0.0, "final_tau": 0.0}
+    )
     with torch.no_grad():
         for parameter in model.backbone.parameters():
             parameter.add_(0.1)
@@ -227,8 +231,8 @@ def test_without_a_momentum_encoder_the_teacher_is_the_student(images, monkeypat
 def test_plain_and_fused_loss_train_alike(images, monkeypatch):
     gradients = []
     for fused in (True, False):
-        cfg, model, _ = built(images, monkeypatch, method_kwargs__fused=fused)
-        model.training_step(next(iter(pretrain_loader(cfg))), 0).backward()
+        settings, model, _ = built(images, monkeypatch, method_kwargs__fused=fused)
+        model.training_step(next(iter(training_loader(settings))), 0).backward()
         gradients.append(model.prototypes.weight.grad)
     assert torch.allclose(*gradients, atol=1e-6)
 

@@ -16,14 +16,13 @@ import torch
 from lightning.pytorch import Callback
 
 from carp_plugin import register
+from carp_plugin.commands.pretrain import pretrain
 from carp_plugin.errors import UserError
 from carp_plugin.host import METHODS
-from carp_plugin.settings.pretraining import checked
 from carp_plugin.training import run as training
 from carp_plugin.training.callbacks.checkpoint import AtomicCheckpointIO, Checkpointer, damage
 from carp_plugin.training.callbacks.interrupt import Stopped
-from carp_plugin.training.pretraining import pretrain
-from tests.helpers import image_folder, small_cfg, write_image
+from tests.helpers import image_folder, small_settings, write_image
 
 STEPS = 3  # an epoch: 24 images in batches of 8
 
@@ -38,9 +37,9 @@ def own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def cfg_of(images, method="carp", **changes):
+def settings_of(images, method="carp", **changes):
     quick = {"evaluation": {"enabled": False}, "auto_resume": {"enabled": True}, "max_epochs": 2}
-    return small_cfg(images, method, **{**quick, **changes})
+    return small_settings(images, method, **{**quick, **changes})
 
 
 def everything(summary):
@@ -88,7 +87,7 @@ class Signals(Callback):
         self._at("epoch", trainer)
 
 
-def stopped_at(monkeypatch, cfg, *where):
+def stopped_at(monkeypatch, settings, *where):
     """Trains until the signal; what the run says."""
     callbacks = training.TrainingRun.callbacks
     with monkeypatch.context() as patched:
@@ -96,7 +95,7 @@ def stopped_at(monkeypatch, cfg, *where):
             training.TrainingRun, "callbacks", lambda run: [Signals(*where), *callbacks(run)]
         )
         with pytest.raises(Stopped) as stop:
-            pretrain(cfg)
+            pretrain(settings)
     return stop.value
 
 
@@ -110,7 +109,7 @@ def whole(images, tmp_path_factory):
         if key not in made:
             folder = tmp_path_factory.mktemp("whole")
             made[key] = everything(
-                pretrain(cfg_of(images, method, checkpoint__dir=str(folder), **changes))
+                pretrain(settings_of(images, method, checkpoint__dir=str(folder), **changes))
             )
         return made[key]
 
@@ -130,12 +129,12 @@ def whole(images, tmp_path_factory):
 def test_stopped_anywhere_and_resumed_it_ends_as_a_whole_run(
     place, step, workers, images, whole, monkeypatch
 ):
-    cfg = cfg_of(images, data__num_workers=workers)
-    said = stopped_at(monkeypatch, cfg, place, step)
+    settings = settings_of(images, data__num_workers=workers)
+    said = stopped_at(monkeypatch, settings, place, step)
     assert said.code == 143 and re.search(
         rf"at step {step}; .* same command resumes from it", str(said)
     )
-    summary = pretrain(cfg_of(images, data__num_workers=workers))
+    summary = pretrain(settings)
     assert_same(everything(summary), whole())
     history = json.loads(Path(summary["checkpoint"]).with_name("metrics.json").read_text())
     assert [epoch["epoch"] for epoch in history] == [0, 1]
@@ -148,14 +147,14 @@ def test_stopped_anywhere_and_resumed_it_ends_as_a_whole_run(
 # SwAV has a queue that it makes at the start of training, DINO counts epochs at their start
 @pytest.mark.parametrize("method", ["byol", "barlow_twins", "simsiam", "swav", "dino"])
 def test_other_methods_end_as_a_whole_run_too(method, images, whole, monkeypatch):
-    stopped_at(monkeypatch, cfg_of(images, method), "step", STEPS + 1)
-    assert_same(everything(pretrain(cfg_of(images, method))), whole(method))
+    stopped_at(monkeypatch, settings_of(images, method), "step", STEPS + 1)
+    assert_same(everything(pretrain(settings_of(images, method))), whole(method))
 
 
 def test_deepcluster_goes_on_with_its_memory(images, whole, monkeypatch):
     """Between two epochs: within one, the assignments of its start are gone."""
-    stopped_at(monkeypatch, cfg_of(images, "deepclusterv2"), "epoch", STEPS)
-    summary = pretrain(cfg_of(images, "deepclusterv2"))
+    stopped_at(monkeypatch, settings_of(images, "deepclusterv2"), "epoch", STEPS)
+    summary = pretrain(settings_of(images, "deepclusterv2"))
     assert summary["steps"] == 2 * STEPS
     (folder,) = Path("trained_models/deepclusterv2").iterdir()
     assert len(list(folder.glob("*.ckpt"))) == 2  # its own folder again
@@ -169,14 +168,14 @@ def test_stopped_while_the_first_batch_of_an_epoch_loads(images, whole, monkeypa
             self._at("first", trainer)
 
     monkeypatch.setattr(sys.modules[__name__], "Signals", Early)
-    stopped_at(monkeypatch, cfg_of(images, "dino"), "first", STEPS)
-    assert_same(everything(pretrain(cfg_of(images, "dino"))), whole("dino"))
+    stopped_at(monkeypatch, settings_of(images, "dino"), "first", STEPS)
+    assert_same(everything(pretrain(settings_of(images, "dino"))), whole("dino"))
 
 
 def test_a_validation_amid_accumulated_gradients_waits_for_the_step(images, whole, monkeypatch):
     settings = {"accumulate_grad_batches": 2, "optimizer__batch_size": 4, "val_check_interval": 3}
-    stopped_at(monkeypatch, cfg_of(images, **settings), "validation", 1)
-    assert_same(everything(pretrain(cfg_of(images, **settings))), whole(**settings))
+    stopped_at(monkeypatch, settings_of(images, **settings), "validation", 1)
+    assert_same(everything(pretrain(settings_of(images, **settings))), whole(**settings))
 
 
 def test_with_accumulated_gradients_and_adamw(images, whole, monkeypatch):
@@ -186,8 +185,8 @@ def test_with_accumulated_gradients_and_adamw(images, whole, monkeypatch):
         "optimizer__name": "adamw",
     }
     # the signal comes with one of two batches accumulated: the step is finished before it is saved
-    stopped_at(monkeypatch, cfg_of(images, **settings), "step", STEPS + 1)
-    assert_same(everything(pretrain(cfg_of(images, **settings))), whole(**settings))
+    stopped_at(monkeypatch, settings_of(images, **settings), "step", STEPS + 1)
+    assert_same(everything(pretrain(settings_of(images, **settings))), whole(**settings))
 
 
 def test_numbers_that_a_method_draws_are_those_of_a_whole_run(images, monkeypatch):
@@ -195,10 +194,10 @@ def test_numbers_that_a_method_draws_are_those_of_a_whole_run(images, monkeypatc
     step = METHODS["carp"].training_step
     drawing = lambda self, batch, i: step(self, batch, i) * (1 + torch.rand(()))  # noqa: E731
     monkeypatch.setattr(METHODS["carp"], "training_step", drawing)
-    whole = everything(pretrain(cfg_of(images, checkpoint__dir="whole")))
-    stopped_at(monkeypatch, cfg_of(images), "step", STEPS + 1)
+    whole = everything(pretrain(settings_of(images, checkpoint__dir="whole")))
+    stopped_at(monkeypatch, settings_of(images), "step", STEPS + 1)
     torch.rand(7)
-    assert_same(everything(pretrain(cfg_of(images))), whole)
+    assert_same(everything(pretrain(settings_of(images))), whole)
 
 
 def test_ctrl_c_twice_leaves_at_once(images, monkeypatch):
@@ -209,14 +208,14 @@ def test_ctrl_c_twice_leaves_at_once(images, monkeypatch):
                     os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(sys.modules[__name__], "Signals", Twice)
-    said = stopped_at(monkeypatch, cfg_of(images), None, None)
+    said = stopped_at(monkeypatch, settings_of(images), None, None)
     assert said.code == 130 and "ep=0.ckpt" in str(said)  # nothing of epoch 1 is saved
 
 
 def test_after_training_signals_mean_what_they_meant(images, monkeypatch):
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
-    stopped_at(monkeypatch, cfg_of(images), "step", 1)
-    pretrain(cfg_of(images))
+    stopped_at(monkeypatch, settings_of(images), "step", 1)
+    pretrain(settings_of(images))
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
 
 
@@ -228,7 +227,7 @@ def two_epochs(images, tmp_path_factory):
     """A run of two epochs, stopped within the second."""
     folder = tmp_path_factory.mktemp("two")
     with pytest.MonkeyPatch.context() as patched:
-        stopped_at(patched, cfg_of(images, checkpoint__dir=str(folder)), "step", STEPS + 1)
+        stopped_at(patched, settings_of(images, checkpoint__dir=str(folder)), "step", STEPS + 1)
     return folder
 
 
@@ -259,7 +258,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     newest = next(run.glob("*-step=4.ckpt"))
     spoil(newest)
     assert damage(newest) is not None
-    summary = pretrain(cfg_of(images))
+    summary = pretrain(settings_of(images))
     out = capsys.readouterr().out
     assert re.search(rf"{newest.name} .*{says}.* passed over for the one before", out)
     assert re.search(r"resuming from .*ep=0.ckpt", out)
@@ -276,14 +275,14 @@ def test_one_that_was_asked_for_by_name_is_refused_and_the_one_before_it_named(r
     newest = next(run.glob("*-step=4.ckpt"))
     flip(newest)
     with pytest.raises(UserError, match=r"has changed. The one before it is whole: .*ep=0.ckpt"):
-        pretrain(cfg_of(images, resume_from_checkpoint=str(newest)))
+        pretrain(settings_of(images, resume_from_checkpoint=str(newest)))
 
 
 def test_all_damaged_starts_anew_and_leaves_them_alone(run, images, whole, capsys):
     for path in run.glob("*.ckpt"):
         flip(path)
     before = {path: path.read_bytes() for path in run.iterdir()}
-    summary = pretrain(cfg_of(images))
+    summary = pretrain(settings_of(images))
     assert "resuming" not in capsys.readouterr().out
     assert_same(everything(summary), whole())
     assert {path: path.read_bytes() for path in run.iterdir()} == before
@@ -292,7 +291,7 @@ def test_all_damaged_starts_anew_and_leaves_them_alone(run, images, whole, capsy
 def test_what_a_killed_writer_left_is_swept_up(run, images):
     left = run / "carp-test-ep=1.ckpt.123.part"
     left.write_bytes(b"half")
-    pretrain(cfg_of(images))
+    pretrain(settings_of(images))
     assert not left.exists()
 
 
@@ -312,7 +311,7 @@ def test_what_a_killed_writer_left_is_swept_up(run, images):
     ],
 )
 def test_a_run_of_other_settings_is_left_alone_and_says_why(changes, key, run, images, capsys):
-    pretrain(cfg_of(images, **changes))
+    pretrain(settings_of(images, **changes))
     out = capsys.readouterr().out
     assert f"({key} was " in out and "resuming" not in out
     assert len(list(run.glob("*.ckpt"))) == 2
@@ -324,7 +323,7 @@ def test_other_images_in_the_same_folder_are_another_run(run, tmp_path, capsys):
     for split in ("train", "val"):
         args["data"][f"{split}_path"] = str(images / split)
     (run / "args.json").write_text(json.dumps(args))
-    pretrain(cfg_of(images))
+    pretrain(settings_of(images))
     assert "(images was 24, is 30)" in capsys.readouterr().out
 
 
@@ -334,15 +333,14 @@ def test_as_many_other_images_are_another_run_too(run, images, tmp_path, capsys)
     for split in ("train", "val"):
         args["data"][f"{split}_path"] = str(tmp_path / "images" / split)
     (run / "args.json").write_text(json.dumps(args))
-    cfg = cfg_of(tmp_path / "images")
     write_image(tmp_path / "images/train/class_0/0.png", seed=99, size=31)
-    pretrain(cfg)
+    pretrain(settings_of(tmp_path / "images"))
     out = capsys.readouterr().out
     assert "(images_fingerprint was " in out and "resuming" not in out
 
 
 def test_settings_that_change_no_weight_may_differ(run, images, whole, capsys):
-    summary = pretrain(cfg_of(images, data__num_workers=1, checkpoint__keep_prev=True))
+    summary = pretrain(settings_of(images, data__num_workers=1, checkpoint__keep_prev=True))
     assert "resuming" in capsys.readouterr().out
     assert_same(everything(summary), whole())
     assert len(list(run.glob("*.ckpt"))) == 3
@@ -372,7 +370,7 @@ def held(folder):
 
 def test_a_run_that_another_process_trains_is_left_alone(run, images, capsys):
     with held(run):
-        pretrain(cfg_of(images))
+        pretrain(settings_of(images))
     out = capsys.readouterr().out
     assert "another process is training it" in out and "resuming" not in out
 
@@ -383,7 +381,7 @@ def test_two_that_find_the_same_run_at_once_do_not_both_train_it(run, images, mo
     )  # a moment too early
     before = {path: path.read_bytes() for path in run.iterdir()}
     with held(run), pytest.raises(UserError, match="another process is training in .*wait for it"):
-        pretrain(cfg_of(images))
+        pretrain(settings_of(images))
     assert {path: path.read_bytes() for path in run.iterdir() if path.name != ".lock"} == {
         path: content for path, content in before.items() if path.name != ".lock"
     }
@@ -401,13 +399,12 @@ def test_a_run_holds_its_folder_from_its_first_step(images, monkeypatch):
 
     callbacks = training.TrainingRun.callbacks
     monkeypatch.setattr(training.TrainingRun, "callbacks", lambda run: [Looks(), *callbacks(run)])
-    pretrain(cfg_of(images, max_epochs=1, limit_train_batches=1))
+    pretrain(settings_of(images, max_epochs=1, limit_train_batches=1))
     assert found == ["True\n"]
 
 
-def test_ranks_that_found_different_checkpoints_all_end(images):
-    cfg = checked(cfg_of(images))
-    checkpointer = Checkpointer(cfg, Path("runs"), 1, False, {}, resumed=Path("runs/a-ep=1.ckpt"))
+def test_ranks_that_found_different_checkpoints_all_end():
+    checkpointer = Checkpointer("a", Path("runs"), 1, False, {}, resumed=Path("runs/a-ep=1.ckpt"))
     for found_by_rank_0 in (None, "runs/a-ep=0.ckpt", "runs/a-ep=1.ckpt"):
         strategy = SimpleNamespace(
             broadcast=lambda own: found_by_rank_0,  # noqa: B023
@@ -427,7 +424,7 @@ def test_ranks_that_found_different_checkpoints_all_end(images):
 def test_what_a_checkpoint_keeps_of_its_schedule_is_said(run, images, capsys):
     newest = str(next(run.glob("*-step=4.ckpt")))
     changes = {"optimizer__lr": 0.1, "scheduler__min_lr": 0.001, "max_epochs": 3}
-    summary = pretrain(cfg_of(images, resume_from_checkpoint=newest, **changes))
+    summary = pretrain(settings_of(images, resume_from_checkpoint=newest, **changes))
     (said,) = re.findall("warning: the schedule .*", capsys.readouterr().out)
     assert "optimizer.lr=0.009375, scheduler.min_lr=0.0;" in said
     assert summary["steps"] == 3 * STEPS
@@ -435,19 +432,21 @@ def test_what_a_checkpoint_keeps_of_its_schedule_is_said(run, images, capsys):
 
 def test_one_of_another_optimizer_or_of_weights_alone_is_refused(run, images):
     newest = next(run.glob("*-step=4.ckpt"))
-    cfg = cfg_of(images, resume_from_checkpoint=str(newest), optimizer__name="adamw")
+    settings = settings_of(images, resume_from_checkpoint=str(newest), optimizer__name="adamw")
     with pytest.raises(
         UserError, match="trained with optimizer.name=sgd, whose state adamw cannot"
     ):
-        pretrain(cfg)
+        pretrain(settings)
     weights = Path("weights.ckpt")
     torch.save({"state_dict": torch.load(newest, weights_only=True)["state_dict"]}, weights)
     with pytest.raises(UserError, match="holds weights but no pytorch-lightning_version"):
-        pretrain(cfg_of(images, resume_from_checkpoint=str(weights)))
+        pretrain(settings_of(images, resume_from_checkpoint=str(weights)))
 
 
 def test_the_last_step_is_saved_where_max_steps_ends_training(images):
-    summary = pretrain(cfg_of(images, checkpoint__frequency=10, max_epochs=9, max_steps=STEPS + 2))
+    summary = pretrain(
+        settings_of(images, checkpoint__frequency=10, max_epochs=9, max_steps=STEPS + 2)
+    )
     assert everything(summary)["global_step"] == STEPS + 2
 
 
@@ -467,7 +466,7 @@ def test_a_full_disk_loses_no_earlier_checkpoint(images, whole, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(AtomicCheckpointIO.__mro__[1], "save_checkpoint", full)
         with pytest.raises(UserError, match=r"ep=1.ckpt cannot be written .No space.*intact"):
-            pretrain(cfg_of(images))
+            pretrain(settings_of(images))
     (left,) = Path("trained_models").rglob("*.ckpt*")
     assert left.name.endswith("ep=0.ckpt") and damage(left) is None
-    assert_same(everything(pretrain(cfg_of(images))), whole())
+    assert_same(everything(pretrain(settings_of(images))), whole())

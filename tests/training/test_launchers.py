@@ -9,13 +9,13 @@ import torch
 
 from carp_plugin.errors import UserError
 from carp_plugin.terminal import is_first_of_node, is_main_process
-from carp_plugin.training.devices import settle_devices
+from carp_plugin.training.devices import machine_of
 from carp_plugin.training.launchers import another_ended
-from tests.helpers import image_folder, small_cfg
+from tests.helpers import image_folder, small_settings
 from tests.launching import LAUNCHERS, TRAIN, environment, job, run, wait_until, write_config
 from tests.training.test_interruption import assert_same
 
-TWO = ["devices=2", "++strategy=ddp", "optimizer.batch_size=4", "++evaluation.enabled=False"]
+TWO = ["devices=2", "strategy=ddp", "optimizer.batch_size=4", "evaluation.enabled=False"]
 
 ELASTIC = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
 SLURM = {"SLURM_JOB_NAME": "carp", "SLURM_NTASKS": "4", "SLURM_NNODES": "2"}
@@ -87,7 +87,7 @@ def test_processes_that_would_wait_for_others_say_so(
 ):
     launched(variables)
     with pytest.raises(UserError, match=says):
-        settle_devices(small_cfg(images, devices=devices, num_nodes=nodes))
+        machine_of(small_settings(images, devices=devices, num_nodes=nodes))
 
 
 @pytest.mark.parametrize(
@@ -95,9 +95,8 @@ def test_processes_that_would_wait_for_others_say_so(
 )
 def test_as_many_devices_as_processes_are_right(variables, launched, images):
     launched(variables)
-    cfg = small_cfg(images, devices=2, num_nodes=2)
-    settle_devices(cfg)
-    assert cfg.devices == [0, 1]
+    machine = machine_of(small_settings(images, devices=2, num_nodes=2))
+    assert (machine.devices, machine.nodes, machine.world) == ((0, 1), 2, 4)
 
 
 def test_synchronised_batch_norm_needs_gpus_where_there_are_several_processes(launched, images):
@@ -105,8 +104,8 @@ def test_synchronised_batch_norm_needs_gpus_where_there_are_several_processes(la
     with pytest.raises(
         UserError, match="synchronises batch norm on GPUs alone; add sync_batchnorm=False"
     ):
-        settle_devices(small_cfg(images, devices=2, sync_batchnorm=True))
-    settle_devices(small_cfg(images, devices=1, sync_batchnorm=True))
+        machine_of(small_settings(images, devices=2, sync_batchnorm=True))
+    machine_of(small_settings(images, devices=1, sync_batchnorm=True))
 
 
 @pytest.mark.parametrize(

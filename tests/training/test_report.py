@@ -1,11 +1,14 @@
-"""The numbers that a run announces."""
+"""What a run says of itself: the opening block, the closing table, the losses and where it came from."""
+
+import json
 
 import pytest
 
-from carp_plugin.settings.pretraining import checked
 from carp_plugin.terminal import say
-from carp_plugin.training.report import Row, closing, losses, plan_of, provenance, warnings_of
-from tests.helpers import augmentation, image_folder, small_cfg
+from carp_plugin.training.devices import Machine, machine_of
+from carp_plugin.training.plan import plan_of
+from carp_plugin.training.report import Row, closing, losses, opening, provenance
+from tests.helpers import image_folder, small_settings
 
 
 @pytest.fixture(scope="module")
@@ -13,46 +16,24 @@ def images(tmp_path_factory):
     return image_folder(tmp_path_factory.mktemp("images"))
 
 
-def test_plan_counts_steps_batches_and_effective_rates(images):
-    cfg = checked(small_cfg(images, accumulate_grad_batches=2, scheduler__min_lr=0.001))
-    plan = plan_of(cfg, images=50)
-    # 50 // 8 = 6 batches, two a step
-    assert (plan.steps_per_epoch, plan.total_steps, plan.global_batch) == (3, 6, 16)
-    assert plan.lr == pytest.approx(0.3 * 8 / 256 * 2) and plan.min_lr == pytest.approx(0.002)
-
-
-def test_paper_recipe_has_the_papers_numbers(images):
-    """B.1: 0.6 to 0.06 at 1,024 images; 1,281,167 images are 1,251 steps an epoch."""
-    cfg = checked(
-        small_cfg(
-            images,
-            optimizer__batch_size=256,
-            optimizer__lr=0.15,
-            scheduler__min_lr=0.06,
-            max_epochs=200,
-        )
-    )
-    cfg.devices = [0, 1, 2, 3]
-    cfg.optimizer.lr *= 4
-    plan = plan_of(cfg, images=1_281_167)
-    assert (plan.lr, plan.min_lr) == (pytest.approx(0.6), pytest.approx(0.06))
-    assert (plan.global_batch, plan.steps_per_epoch) == (1024, 1251)
-
-
-@pytest.mark.parametrize("small, rows", [(0, 32), (2, 48)])
-def test_rows_of_a_global_batch_are_all_views_of_student_and_teacher(small, rows, images):
-    views = [augmentation(16, 2)] + ([augmentation(8, small)] if small else [])
-    changes = {"augmentations": views, "method_kwargs__num_prototypes": 64}
-    fits = checked(small_cfg(images, **changes, method_kwargs__partition_size=32))
-    assert warnings_of(fits, plan_of(fits, 24)) == []
-    short = checked(small_cfg(images, **changes, method_kwargs__partition_size=64))
-    (said,) = warnings_of(short, plan_of(short, 24))
-    assert f"{rows} rows" in said and "partition_size=32 or less" in said
-
-
-def test_min_lr_above_lr_is_warned_about(images):
-    cfg = checked(small_cfg(images, scheduler__min_lr=0.06))
-    assert any("never min_lr" in said for said in warnings_of(cfg, plan_of(cfg, 24)))
+@pytest.mark.parametrize(
+    "scheduler, rates",
+    [
+        ({"name": "warmup_cosine", "min_lr": 0.001}, "0.01875 to 0.002 (sgd, warmup_cosine"),
+        ({"name": "step", "lr_decay_steps": [1, 2]}, "0.01875, lowered at epochs [1, 2]"),
+        ({"name": "none"}, "0.01875 throughout"),
+    ],
+)
+def test_opening_block_has_the_numbers_of_the_plan(scheduler, rates, images, capsys):
+    changes = {"accumulate_grad_batches": 2, "scheduler": scheduler}
+    settings = small_settings(images, **changes)
+    say(opening(settings, plan_of(settings, machine_of(settings), images=50, classes=6)))
+    out = capsys.readouterr().out
+    assert "50 images, 6 classes" in out and "2 of 16 px" in out
+    assert "1 x cpu" in out and "precision 32-true" in out
+    assert "16 images" in out and rates in out
+    assert "K = 32, B = 8: 4 blocks, random partition" in out
+    assert "3 an epoch, 6 in 2 epochs; seed 0" in out
 
 
 def test_closing_table_shows_what_was_not_measured_as_a_dash(capsys):
@@ -66,8 +47,19 @@ def test_losses_of_the_last_epoch_are_one_line():
     assert line == "last epoch: consistency 1.5"
 
 
-def test_provenance_is_json(images):
-    import json
-
-    content = json.loads(json.dumps(provenance(checked(small_cfg(images)))))
+def test_provenance_is_json_and_holds_what_the_user_wrote(images):
+    settings = small_settings(images, devices=2)
+    found = provenance(machine_of(settings), settings.values())
+    content = json.loads(json.dumps(found))
     assert content["config"]["seed"] == 0 and content["versions"]["torch"]
+    # neither scaled nor turned into a list: that stands in the plan
+    assert content["config"]["optimizer"]["lr"] == 0.3 and content["config"]["devices"] == 2
+    assert content["machine"]["device"] == "2 x cpu"
+
+
+def test_the_plan_is_json_too(images):
+    settings = small_settings(images)
+    plan = plan_of(settings, Machine("cpu", (0, 1), nodes=2), images=50, classes=6)
+    content = json.loads(json.dumps(plan.as_dict()))
+    assert content["machine"] == {"accelerator": "cpu", "devices": [0, 1], "nodes": 2}
+    assert {"lr", "classifier_lr", "min_lr", "global_batch", "total_steps"} <= set(content)

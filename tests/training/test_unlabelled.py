@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from carp_plugin.training.pretraining import pretrain
-from tests.helpers import image_folder, small_cfg
+from carp_plugin.commands.pretrain import pretrain
+from tests.helpers import image_folder, small_settings
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,9 @@ def flat(images, tmp_path):
 def test_losses_are_finite_and_only_the_classifiers_is_0(method, images, flat):
     def run(**data):
         return pretrain(
-            small_cfg(images, method, max_epochs=1, evaluation={"enabled": False}, seed=3, **data)
+            small_settings(
+                images, method, max_epochs=1, evaluation={"enabled": False}, seed=3, **data
+            )
         )
 
     summary = run(data__train_path=str(flat), data__val_path=None, data__no_labels=True)

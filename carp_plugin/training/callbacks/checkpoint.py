@@ -19,6 +19,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from carp_plugin.errors import UserError
 from carp_plugin.host import Checkpointer as HostCheckpointer
+from carp_plugin.host.cfg import node
 from carp_plugin.training.callbacks.history import write_json
 from carp_plugin.training.callbacks.host_state import make_room
 from carp_plugin.training.state import fit, place_in_name, read_checkpoint
@@ -96,7 +97,7 @@ class Checkpointer(HostCheckpointer):
     ``KEPT`` checkpoints; and a run that resumes itself goes on in its own folder.
 
     Args:
-        cfg: parsed configuration.
+        name: of the run.
         logdir: folder of the method's runs.
         frequency: epochs between two checkpoints.
         keep_prev: keep all earlier ones.
@@ -106,14 +107,14 @@ class Checkpointer(HostCheckpointer):
 
     def __init__(
         self,
-        cfg: Any,
+        name: str,
         logdir: Path,
         frequency: int,
         keep_prev: bool,
         args: Mapping[str, Any],
         resumed: Optional[Path] = None,
     ) -> None:
-        super().__init__(cfg, logdir, frequency, keep_prev)
+        super().__init__(node({"name": name}), logdir, frequency, keep_prev)
         self.path: Path  # of the run's folder
         self.ckpt_placeholder: str  # name of a checkpoint, with {} for its place
         self.keep_all, self.args_json, self.resumed = keep_prev, args, resumed

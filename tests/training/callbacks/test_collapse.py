@@ -11,14 +11,14 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader
 
+from carp_plugin.commands.pretrain import pretrain
 from carp_plugin.errors import UserError
 from carp_plugin.losses import assignment_statistics, carp_objective_func
 from carp_plugin.partition import partition
 from carp_plugin.settings.pretraining import checked
 from carp_plugin.training.callbacks.collapse import FEATURE_ROWS, CollapseMonitor, values_of
 from carp_plugin.training.callbacks.history import History
-from carp_plugin.training.pretraining import pretrain
-from tests.helpers import image_folder, small_cfg
+from tests.helpers import image_folder, small_cfg, small_settings
 from tests.run_cli import ROOT
 
 K, IMAGES, STEPS = 64, 16, 5
@@ -258,7 +258,7 @@ def images(tmp_path_factory):
 
 @pytest.mark.parametrize("method", ["carp", "simclr", "byol"])
 def test_metrics_reach_history_and_summary_whatever_the_method(method, images):
-    summary = pretrain(small_cfg(images, method, max_epochs=1, evaluation={"enabled": False}))
+    summary = pretrain(small_settings(images, method, max_epochs=1, evaluation={"enabled": False}))
     epochs = json.loads(Path(summary["checkpoint"]).with_name("metrics.json").read_text())
     for seen in (epochs[-1], summary["last_epoch"]):
         assert 1 <= seen["train_feature_rank"] <= seen["train_feature_rows"] == 24
@@ -275,7 +275,7 @@ def test_the_monitor_changes_nothing_and_can_be_left_out(images):
     weights = []
     for enabled in (True, False):
         summary = pretrain(
-            small_cfg(
+            small_settings(
                 images, max_epochs=1, evaluation={"enabled": False}, collapse={"enabled": enabled}
             )
         )

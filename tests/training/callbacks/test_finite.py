@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from carp_plugin import register
+from carp_plugin.commands.pretrain import pretrain
 from carp_plugin.errors import UserError
 from carp_plugin.host import METHODS
 from carp_plugin.methods import carp as carp_module
 from carp_plugin.training.callbacks.finite import FiniteLoss
-from carp_plugin.training.pretraining import pretrain
 from tests.distributed import run_on_ranks
-from tests.helpers import image_folder, small_cfg
+from tests.helpers import image_folder, small_cfg, small_settings
 from tests.rank_runs import under_torchrun
 
 NAN = float("nan")
@@ -250,7 +250,7 @@ def one_rank_breaks(rank, root, folder, where):
     cls.training_step = step
     try:
         pretrain(
-            small_cfg(
+            small_settings(
                 root,
                 devices=2,
                 strategy="ddp",

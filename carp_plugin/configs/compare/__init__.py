@@ -1,1 +1,0 @@
-"""What a comparison and the search before it share."""

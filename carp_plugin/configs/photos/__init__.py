@@ -1,1 +1,0 @@
-"""Each method's own settings on the embedded photographs; what all share is setup/photos.yaml."""

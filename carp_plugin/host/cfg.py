@@ -1,0 +1,45 @@
+"""The host's configuration objects, built from plain values: the one place where they are made."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, Mapping, Sequence, cast
+
+from omegaconf import DictConfig, OmegaConf
+
+from carp_plugin.host import parse_linear_cfg, parse_pretrain_cfg
+
+
+def node(values: Mapping[str, Any]) -> DictConfig:
+    """Values as the host's functions take them.
+
+    Args:
+        values: nested keys; null is left out, for the host looks for its defaults where a key is absent.
+    """
+    return OmegaConf.create(dict(values))
+
+
+def pretrain_cfg(values: Mapping[str, Any], accelerator: str, devices: Sequence[int]) -> DictConfig:
+    """What a method is built from: the settings, the host's defaults, classes, crops and scaled learning rates.
+
+    Args:
+        values: of a pretraining, as the user wrote them.
+        accelerator: "cpu", "gpu" or "cuda".
+        devices: one number for each process of a node.
+    """
+    return parse_pretrain_cfg(_with_devices(values, accelerator, devices))
+
+
+def linear_cfg(values: Mapping[str, Any], accelerator: str, devices: Sequence[int]) -> DictConfig:
+    """What the host's linear model is built from; arguments as for :func:`pretrain_cfg`."""
+    return parse_linear_cfg(_with_devices(values, accelerator, devices))
+
+
+def _with_devices(
+    values: Mapping[str, Any], accelerator: str, devices: Sequence[int]
+) -> DictConfig:
+    return node({**values, "accelerator": accelerator, "devices": list(devices)})
+
+
+def plain(cfg: Any) -> Dict[str, Any]:
+    """A node of the host's configuration as plain dicts, lists and values, as json takes them."""
+    return cast(Dict[str, Any], OmegaConf.to_container(cfg, resolve=True))

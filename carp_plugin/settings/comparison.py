@@ -1,0 +1,150 @@
+"""What a comparison is told: its own keys, and those of pretraining, the same for every method."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Mapping, Optional, Tuple
+
+from pydantic import model_validator
+
+from carp_plugin.errors import UserError, did_you_mean
+from carp_plugin.settings.kinds import (
+    Count,
+    FileName,
+    Free,
+    Index,
+    Int,
+    Part,
+    PathText,
+    Positive,
+    Seed,
+    Switch,
+    Text,
+)
+from carp_plugin.settings.mistakes import known_keys
+from carp_plugin.settings.model import Settings, key, rule
+from carp_plugin.settings.parts import FeatureKind
+from carp_plugin.settings.pretraining import CarpPretraining
+from carp_plugin.settings.reading import read
+
+
+class KnnProtocol(Settings):
+    """k-NN, appendix C.3 of the paper."""
+
+    k: Tuple[Count, ...] = key((10, 20, 100, 200), "numbers of neighbours", min_length=1)
+    temperature: Positive = key(0.07, "tau of the votes")
+    features: Tuple[FeatureKind, ...] = key(("backbone", "projector"), "features", min_length=1)
+
+    @model_validator(mode="after")
+    def _backbones_are_compared(self) -> KnnProtocol:
+        if "backbone" not in self.features:
+            raise rule(
+                f"{{at}}features must be [backbone] or [backbone,projector], got {list(self.features)}: the backbone's "
+                "are compared."
+            )
+        return self
+
+
+class Gallery(Settings):
+    """Pictures of CARP's prototypes."""
+
+    rows: Int = key(12, "prototypes", ge=1, le=100)
+    columns: Int = key(10, "images of each", ge=1, le=100)
+
+
+class Holdout(Settings):
+    """Training images that a search is judged on."""
+
+    fraction: Part = key(..., "of every class")
+    seed: Index = key(..., "another seed holds out other images")
+
+
+class Comparison(Settings):
+    """Methods side by side. Whatever else the configuration holds are keys of pretraining."""
+
+    name: FileName = key(..., "of the comparison")
+    dir: Optional[PathText] = key(None, "folder of the results; null: results/NAME")
+    methods: Tuple[Text, ...] = key(
+        ("carp", "byol", "swav", "barlow_twins"), "methods", min_length=1
+    )
+    seeds: Tuple[Seed, ...] = key((0, 1, 2), "each method is trained with each", min_length=1)
+    settings: Dict[str, Free] = key({}, "method -> keys of pretraining that are its own")
+    jobs: Int = key(1, "runs at a time", ge=1, le=512)
+    threads: Optional[Int] = key(None, "of each run; null: torch's choice", ge=1, le=512)
+    keep_checkpoints: Switch = key(True, "keep them when a run is evaluated")
+    knn: Optional[KnnProtocol] = key(KnnProtocol(), "k-NN; null: none")
+    linear: Optional[Free] = key(None, "keys of a linear evaluation; null: none")
+    gallery: Optional[Gallery] = key(Gallery(), "prototypes; null: none")
+    holdout: Optional[Holdout] = key(None, "training images held out, for a search")
+    trials: Optional[Dict[str, Tuple[Free, ...]]] = key(
+        None, "method -> settings to try, each a node of dotted keys"
+    )
+
+    @model_validator(mode="after")
+    def _no_run_twice(self) -> Comparison:
+        for name in ("methods", "seeds"):
+            given: List[Any] = list(getattr(self, name))
+            if len(set(given)) < len(given):
+                raise rule(f"{name}={given} names one of them twice.")
+        return self
+
+    @model_validator(mode="after")
+    def _fair_search(self) -> Comparison:
+        """A search is fair when every method has as many trials, and useful when it chooses on images it may see."""
+        if not self.trials:
+            return self
+        numbers = {method: len(self.trials.get(method, ())) for method in self.methods}
+        if len(set(numbers.values())) > 1 or 0 in numbers.values():
+            said = ", ".join(f"{method}: {number}" for method, number in numbers.items())
+            raise rule(f"trials must have the same number for every method, got {said}.")
+        if self.holdout is None:
+            raise rule(
+                "trials choose settings, which must not see the images that are reported; "
+                "add holdout.fraction and holdout.seed."
+            )
+        return self
+
+
+class EveryKey(Comparison, CarpPretraining):
+    """Every key that the configuration of a comparison may have; it is never built."""
+
+
+#: Keys of pretraining that a comparison sets for each run.
+_OF_RUNS = {"method": "methods=[carp,byol]", "seed": "seeds=[0,1]"}
+
+
+class Asked(Settings):
+    """A comparison, read.
+
+    Attributes:
+        comparison: its own keys.
+        shared: the keys of pretraining, as they were written, the same for every method.
+    """
+
+    comparison: Comparison
+    shared: Free
+
+    def values(self) -> Dict[str, Any]:
+        """Every key and its value, as YAML and json have them."""
+        return {**self.shared, **self.comparison.model_dump(mode="json")}
+
+
+def read_comparison(values: Mapping[Any, Any]) -> Asked:
+    """The settings of a comparison.
+
+    Args:
+        values: nested keys, as YAML gives them.
+
+    Raises:
+        UserError: the first mistake in its own keys; those of pretraining are read run by run.
+    """
+    own = {name: value for name, value in values.items() if name in Comparison.model_fields}
+    shared = {str(name): value for name, value in values.items() if name not in own}
+    for name in shared:
+        if name in _OF_RUNS:
+            raise UserError(
+                f"{name} is not a key of a comparison, which has a list of them; give {_OF_RUNS[name]}."
+            )
+        if name not in EveryKey.model_fields:
+            known = known_keys(EveryKey)
+            raise UserError(f"{name} is not a key of the configuration{did_you_mean(name, known)}")
+    return Asked(comparison=read(Comparison, own), shared=shared)

@@ -1,0 +1,107 @@
+"""What follows from the settings: devices, steps and the rates that the optimizer is really given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Dict, List
+
+from carp_plugin.settings.parts import CarpKwargs
+from carp_plugin.settings.pretraining import Pretraining
+from carp_plugin.settings.trainer import Run
+from carp_plugin.training.devices import Machine
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is going to do, in numbers.
+
+    Attributes:
+        machine: what it trains on.
+        images: training images.
+        classes: of the data set.
+        steps_per_epoch: optimizer steps of an epoch.
+        total_steps: optimizer steps of the run.
+        global_batch: images of an optimizer step, over devices, nodes and accumulated batches.
+        lr: peak learning rate: ``optimizer.lr`` x global batch / 256.
+        classifier_lr: of the online classifier; 0 where the run has none.
+        min_lr: final learning rate, which the batch does not scale.
+    """
+
+    machine: Machine
+    images: int
+    classes: int
+    steps_per_epoch: int
+    total_steps: int
+    global_batch: int
+    lr: float
+    classifier_lr: float
+    min_lr: float
+
+    def as_dict(self) -> Dict[str, Any]:
+        """As json takes it."""
+        return {**vars(self), "machine": self.machine.as_dict()}
+
+
+def plan_of(settings: Run, machine: Machine, images: int, classes: int) -> Plan:
+    """Derives the numbers of a run.
+
+    Args:
+        settings: of a pretraining or a linear evaluation.
+        machine: what it trains on.
+        images: number of training images.
+        classes: of the data set.
+    """
+    optimizer: Any = settings.optimizer  # type: ignore[attr-defined]
+    accumulated = settings.accumulate_grad_batches
+    batches = images // machine.world // optimizer.batch_size
+    limit = settings.limit_train_batches
+    if limit is not None:
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    steps = -(-batches // accumulated)
+    total = steps * settings.max_epochs
+    batch = optimizer.batch_size * machine.world
+    classifier_lr = getattr(optimizer, "classifier_lr", 0.0)
+    labelled = isinstance(settings, Pretraining) and settings.data.val_path is not None
+    return Plan(
+        machine=machine,
+        images=images,
+        classes=classes,
+        steps_per_epoch=steps,
+        total_steps=total if settings.max_steps == -1 else min(total, settings.max_steps),
+        global_batch=batch * accumulated,
+        lr=optimizer.lr * (batch / 256) * accumulated,
+        # the host scales it only where there is something to validate on
+        classifier_lr=classifier_lr * (batch / 256 if labelled else 1) * accumulated,
+        min_lr=settings.scheduler.min_lr * accumulated,
+    )
+
+
+def warnings_of(settings: Pretraining, plan: Plan) -> List[str]:
+    """Sentences about settings that are allowed but unlikely to be meant."""
+    said = []
+    if plan.min_lr > plan.lr:
+        said.append(
+            f"scheduler.min_lr={plan.min_lr:.4g} is above the effective learning rate {plan.lr:.4g}: the host scales "
+            "optimizer.lr by the batch but never min_lr."
+        )
+    kwargs = settings.method_kwargs
+    if isinstance(kwargs, CarpKwargs):
+        views = settings.large_crops * 2 + settings.small_crops
+        rows = views * settings.optimizer.batch_size * plan.machine.world
+        B = kwargs.partition_size
+        if rows < B:
+            said.append(
+                f"a global batch has {rows} rows ({views} views of student and teacher), fewer than the "
+                f"partition_size B = {B}: their mean cannot be uniform over a block, and the entropy term "
+                f"loses its meaning; use a larger batch or "
+                f"method_kwargs.partition_size={_power_below(rows)} or less (section 6.2)."
+            )
+    if settings.knn_eval.enabled and (settings.data.no_labels or settings.data.val_path is None):
+        said.append(
+            "knn_eval is switched off: without labelled validation images it has nothing to measure."
+        )
+    return said
+
+
+def _power_below(rows: int) -> int:
+    return 1 << (max(rows, 1).bit_length() - 1)
