@@ -81,14 +81,14 @@ distclean: clean ## remove the venvs too (needed before another PYTHON is chosen
 
 # A venv that was never finished is made anew; a finished one is brought up to date when one of these files changed.
 # constraints.txt holds for Python 3.11 and later; an older one takes the newest versions that setup.cfg allows.
-$(VENV)/.complete: setup.cfg pyproject.toml constraints.txt
+$(VENV)/.complete: setup.cfg setup.py pyproject.toml constraints.txt
 	@"$(PYTHON)" -c "" 2>/dev/null || { \
 	    echo "'$(PYTHON)' does not run here: install Python 3.9 or later, or name one with PYTHON=..." >&2; exit 2; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 9))' || { \
 	    echo "carp_plugin needs Python 3.9 or later, and $(PYTHON) is $$("$(PYTHON)" --version 2>&1): name another with PYTHON=..." >&2; \
 	    exit 2; }
 	@if test -e $@; then \
-	    echo "Bringing $(VENV) up to date with setup.cfg, pyproject.toml and constraints.txt."; \
+	    echo "Bringing $(VENV) up to date with setup.cfg, setup.py, pyproject.toml and constraints.txt."; \
 	else \
 	    echo "Setting up $(VENV): about 135 packages (on Linux, with CUDA libraries and DALI: 3.3 GB to download, 7 GB on disk)." && \
 	    "$(PYTHON)" -m venv --clear $(VENV); \

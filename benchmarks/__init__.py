@@ -1,1 +1,1 @@
-"""Measurements against a budget or another implementation: knn.py, loss.py and step.py are run as scripts."""
+"""Measurements against a budget or another implementation; knn, loss, monitor, start and step are run as scripts."""

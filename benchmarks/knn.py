@@ -1,7 +1,7 @@
 """k-NN of carp_plugin against the host's classifier, side by side: time and peak memory, each in a process of its own.
 
 python benchmarks/knn.py                                  100,000 x 2,048, 10,000 queries: the size that counts
-python benchmarks/knn.py --bank 5000 --dim 128 --queries 500 --repeats 1      a trial of seconds
+python benchmarks/knn.py --bank 5000 --dim 128 --queries 500 --classes 20 --repeats 1      a trial of seconds
 
 carp_plugin classifies for k = 10, 20, 100, 200 in one search; the host's classifier runs once, for the largest k, which
 is the most lenient to it: it would search again for every other. Features are random with class structure, made batch
@@ -41,11 +41,14 @@ SIDES = ("carp_plugin", "host")
 def batches(
     rows: int, dim: int, classes: int, seed: int
 ) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
-    """Features (n, dim) float32 around the centres of their classes, and labels (n,); the last batch is smaller."""
+    """Features (n, dim) float32 around the centres of their classes, and labels (n,); the last batch is smaller.
+
+    The classes come in turn, so that none is missing: the host counts them in the queries and fails on any beyond.
+    """
     centres = torch.randn(classes, dim, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(seed)
     for at in range(0, rows, BATCH):
-        labels = torch.randint(0, classes, (min(BATCH, rows - at),), generator=generator)
+        labels = torch.arange(at, min(at + BATCH, rows)) % classes
         noise = torch.randn(len(labels), dim, generator=generator)
         yield centres[labels] + 6 * noise, labels
 
@@ -157,6 +160,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.k > args.bank:
         parser.error(f"--k {args.k} is larger than the bank of {args.bank} rows")
+    if args.queries < args.classes:
+        parser.error(f"--queries {args.queries} are too few for --classes {args.classes}: one each")
     if args.side:
         print(json.dumps(measure(args.side, args)))
         return

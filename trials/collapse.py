@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -27,6 +26,8 @@ from benchmarks.common import write_result
 from carp_plugin.commands.cli import saying_mistakes, silence_third_parties
 from carp_plugin.commands.pretrain import pretrain
 from carp_plugin.settings import hydra_defaults
+from carp_plugin.settings.pretraining import read_pretraining
+from carp_plugin.settings.reading import plain
 from carp_plugin.terminal import say
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,7 +46,7 @@ COLUMNS = {
 
 
 def settings(name: str, args: argparse.Namespace) -> List[str]:
-    """The overrides of a run."""
+    """The overrides of a run, as a user types them."""
     return [
         f"method_kwargs.num_prototypes={K}",
         f"method_kwargs.partition_size={RUNS[name]}",
@@ -55,13 +56,13 @@ def settings(name: str, args: argparse.Namespace) -> List[str]:
         "momentum.base_tau=0",
         "momentum.final_tau=0",
         f"max_epochs={args.epochs}",
-        f"+limit_train_batches={args.steps}",
-        "+limit_val_batches=0",
-        "+evaluation.enabled=False",
+        f"limit_train_batches={args.steps}",
+        "limit_val_batches=0",
+        "evaluation.enabled=False",
         f"checkpoint.dir={args.dir / name.replace(' ', '_')}",
         f"seed={args.seed}",
         "auto_resume.enabled=False",
-        "+enable_progress_bar=False",
+        "enable_progress_bar=False",
     ]
 
 
@@ -70,10 +71,8 @@ def run(name: str, args: argparse.Namespace) -> Dict[str, Any]:
     overrides = settings(name, args)
     hydra_defaults.install()
     with initialize_config_dir(str(ROOT / "scripts" / "pretrain"), version_base="1.2"):
-        cfg = compose("carp.yaml", overrides=overrides)
-    OmegaConf.set_struct(cfg, False)
-    cfg.pop("hydra", None)
-    summary = pretrain(cfg)
+        cfg = compose("carp.yaml", overrides=[f"++{override}" for override in overrides])
+    summary = pretrain(read_pretraining(plain(cfg)))
     epochs = json.loads(Path(summary["checkpoint"]).with_name("metrics.json").read_text())
     return {
         "overrides": overrides,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from typing import Callable, Dict, List, Optional, Sequence
 
-from trials.fuzz_keys import KEYS, WRONG, Case, World, all_keys, override, slip
+from trials.fuzz_keys import KEYS, KWARGS, OTHERS, WRONG, Case, World, all_keys, override, slip
 from trials.fuzz_scripts import KNN, UMAP, compare, linear, offline
 
 _MAY_BE_SWITCH = {"deterministic"}
@@ -32,18 +32,21 @@ def make(seed: int, count: int, world: World) -> List[Case]:
     """
     dice = random.Random(seed)
     # Kinds of wrong values come key by key, so that a few hundred cases meet every key.
-    keys = [(kind, key) for kind, some in KEYS.items() for key in some]
+    keys = [
+        (kind, key, script)
+        for script, kinds in (("main_pretrain.py", KEYS), ("", KWARGS), *OTHERS.items())
+        for kind, some in kinds.items()
+        for key in some
+    ]
     dice.shuffle(keys)
     cases = []
     for i in range(count):
         # Of three cases one is a wrong type: there are that many keys.
         classes = list(CLASSES)
         if i % 3 == 0:
-            kind, key = keys[i // 3 * 2 % len(keys)]
-            cases.append(_wrong_type(dice, kind, key))
+            cases.append(_wrong_type(dice, world, *keys[i // 3 * 2 % len(keys)]))
         elif i % 3 == 1:
-            kind, key = keys[(i // 3 * 2 + 1) % len(keys)]
-            cases.append(_wrong_type(dice, kind, key))
+            cases.append(_wrong_type(dice, world, *keys[(i // 3 * 2 + 1) % len(keys)]))
         else:
             name = classes[i // 3 % len(classes)]
             case = CLASSES[name](dice, world)
@@ -68,10 +71,23 @@ def _pretrain(*arguments: str, fails: Optional[bool] = True, keys: Sequence[str]
     return Case("", "main_pretrain.py", list(arguments), fails, keys)
 
 
-def _wrong_type(dice: random.Random, kind: str, key: str) -> Case:
-    values = [v for v in WRONG[kind] if not (v == "True" and key in _MAY_BE_SWITCH)]
-    case = _pretrain(override(key, dice.choice(values)), keys=[key])
-    return case._replace(kind=f"wrong type: {kind}")
+def _wrong_type(dice: random.Random, world: World, kind: str, key: str, script: str) -> Case:
+    value = dice.choice([v for v in WRONG[kind] if not (v == "True" and key in _MAY_BE_SWITCH)])
+    kind = f"wrong type: {kind}"
+    if kind.startswith("wrong type: flags"):
+        given = [] if key in ("k", "pretrained_checkpoint_dir") else ["--k", "5"]
+        if script != "main_knn.py":
+            given = []
+        if key != "pretrained_checkpoint_dir":
+            given += ["--pretrained_checkpoint_dir", str(world.checkpoint)]
+        return Case(kind, script, [*given, f"--{key}", value], True, [f"{script} {key}"])
+    if script in OTHERS:
+        return Case(kind, script, [f"{key}={value}"], True, [f"{script} {key}"])
+    if not script and key.startswith("method_kwargs."):  # of a method of the host
+        given = ["method=byol", "~method_kwargs", override(key, value)]
+        return Case(kind, "main_pretrain.py", given, True, [key])
+    signed = override(key, value) if dice.random() < 0.5 else f"{key}={value}"
+    return _pretrain(signed, keys=[key])._replace(kind=kind)
 
 
 def _misspelt(dice: random.Random, world: World) -> Case:

@@ -1,4 +1,4 @@
-"""The keys of a configuration by the kind of value that each has, and what a case of the fuzz is."""
+"""The keys of every command by the kind of value that each has, and what a case of the fuzz is."""
 
 from __future__ import annotations
 
@@ -36,11 +36,13 @@ KEYS: Dict[str, Sequence[str]] = {
         augmentations.0.rrc.enabled fast_dev_run enable_progress_bar enable_model_summary benchmark
         inference_mode use_distributed_sampler detect_anomaly barebones sync_batchnorm
         enable_autolog_hparams""".split(),
-    "word": """name method backbone.name data.dataset data.format data.train_path data.val_path
-        data.prepare optimizer.name scheduler.name scheduler.interval checkpoint.dir wandb.entity
-        wandb.project resume_from_checkpoint method_kwargs.partition method_kwargs.teacher_prototypes
-        auto_umap.dir dali.device knn_eval.distance_func accelerator strategy max_time
-        gradient_clip_algorithm profiler default_root_dir deterministic""".split(),
+    "word": """name method backbone.name data.dataset data.format data.prepare optimizer.name
+        scheduler.name scheduler.interval wandb.entity wandb.project method_kwargs.partition
+        method_kwargs.teacher_prototypes dali.device knn_eval.distance_func accelerator strategy max_time
+        gradient_clip_algorithm profiler deterministic""".split(),
+    # whatever is typed is a path, so that only one without a letter is none
+    "path": """data.train_path data.val_path checkpoint.dir resume_from_checkpoint auto_umap.dir
+        default_root_dir""".split(),
     "list": """augmentations scheduler.lr_decay_steps augmentations.0.mean
         augmentations.0.std""".split(),
     "node": """backbone optimizer scheduler checkpoint auto_resume wandb performance data
@@ -50,6 +52,61 @@ KEYS: Dict[str, Sequence[str]] = {
         augmentations.0.solarization augmentations.0.equalization
         augmentations.0.horizontal_flip""".split(),
     "own": ["devices", "precision"],
+}
+
+
+#: Further settings of optimizers, and those of the host's methods, likewise.
+KWARGS: Dict[str, Sequence[str]] = {
+    "number": """optimizer.kwargs.dampening optimizer.kwargs.eta optimizer.kwargs.eps
+        method_kwargs.sk_epsilon method_kwargs.temperature method_kwargs.temperature_q
+        method_kwargs.temperature_k method_kwargs.student_temperature method_kwargs.teacher_temperature
+        method_kwargs.warmup_teacher_temperature method_kwargs.clip_grad method_kwargs.lamb
+        method_kwargs.scale_loss method_kwargs.sim_loss_weight method_kwargs.var_loss_weight
+        method_kwargs.cov_loss_weight method_kwargs.whitening_eps method_kwargs.mask_ratio""".split(),
+    "switch": """optimizer.kwargs.clip_lr optimizer.kwargs.exclude_bias_n_norm optimizer.kwargs.amsgrad
+        optimizer.kwargs.decoupled_weight_decay optimizer.kwargs.maximize optimizer.kwargs.foreach
+        optimizer.kwargs.fused optimizer.kwargs.capturable optimizer.kwargs.differentiable
+        method_kwargs.norm_last_layer method_kwargs.use_bn_in_head method_kwargs.iternorm
+        method_kwargs.supervised method_kwargs.norm_pix_loss""".split(),
+    "list": ["optimizer.kwargs.betas"],
+    "whole": """method_kwargs.pred_hidden_dim method_kwargs.queue_size method_kwargs.epoch_queue_starts
+        method_kwargs.freeze_prototypes_epochs method_kwargs.kmeans_iters method_kwargs.sk_iters
+        method_kwargs.warmup_teacher_temperature_epochs method_kwargs.whitening_size
+        method_kwargs.whitening_iters method_kwargs.decoder_embed_dim method_kwargs.decoder_depth
+        method_kwargs.decoder_num_heads""".split(),
+    "own": ["method_kwargs.freeze_last_layer"],
+}
+
+#: Keys that the other commands have of their own.
+OTHERS: Dict[str, Dict[str, Sequence[str]]] = {
+    "main_linear.py": {
+        "word": ["network", "pretrain_method"],
+        "path": ["pretrained_feature_extractor"],
+        "whole": ["data.train_transform.crop_size"],
+        "list": ["data.train_transform.scale"],
+        "node": ["data.train_transform"],
+        "off": ["finetune", "mixup", "cutmix", "label_smoothing", "auto_augment"],
+    },
+    "main_compare.py": {
+        "path": ["dir"],
+        "list": ["methods", "seeds", "knn.k", "knn.features"],
+        "whole": """jobs threads gallery.rows gallery.columns holdout.seed""".split(),
+        "switch": ["keep_checkpoints"],
+        "number": ["knn.temperature", "holdout.fraction"],
+        "node": "settings knn linear gallery holdout trials".split(),
+    },
+    "main_knn.py": {
+        "flags of whole": ["k", "batch_size", "num_workers"],
+        "flags of number": ["temperature"],
+        "flags of word": """feature_type networks dataset data_format distance_function index
+            feature_dtype device""".split(),
+        "flags of path": "pretrained_checkpoint_dir train_data_path val_data_path store json".split(),
+    },
+    "main_umap.py": {
+        "flags of whole": ["seed", "batch_size", "num_workers"],
+        "flags of word": "feature_type networks dataset data_format device".split(),
+        "flags of path": "pretrained_checkpoint_dir train_data_path val_data_path out".split(),
+    },
 }
 
 
@@ -88,8 +145,19 @@ class World(NamedTuple):
 
 
 def all_keys() -> List[str]:
-    """Every key that some class knows."""
-    return sorted(key for keys in KEYS.values() for key in keys)
+    """Every key of a pretraining that some class knows."""
+    return sorted(key for kinds in (KEYS, KWARGS) for keys in kinds.values() for key in keys)
+
+
+def every_key() -> List[str]:
+    """Every key of every command: those of others than pretraining with the script before them."""
+    others = [
+        f"{script} {key}"
+        for script, kinds in OTHERS.items()
+        for keys in kinds.values()
+        for key in keys
+    ]
+    return [*all_keys(), *others]
 
 
 #: Values of another kind, as Hydra reads them from the command line.
@@ -101,6 +169,12 @@ WRONG = {
     "list": ["many", "{a: 1}", "7", "[[]]", "[many]", "[]"],
     "node": ["many", "[1,2]", "7", "True", "''"],
     "own": ["{a: 1}", "True", "''", "[]", "nan", "-7"],
+    "path": ["''"],
+    "off": ["True", "0.5", "x"],
+    "flags of whole": ["many", "-3", "1.5", "", "9" * 30],
+    "flags of number": ["hot", "0", "-1", "nan", "inf", ""],
+    "flags of word": ["nothing", "", "7", "\x1b[31m"],
+    "flags of path": ["", "/dev/null/x"],
 }
 
 

@@ -60,8 +60,8 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))
     warnings.simplefilter("ignore")  # as with `python -W ignore`
     for name in (
-        "carp_plugin.training.pretraining",
-        "carp_plugin.evaluation.linear",
+        "carp_plugin.commands.pretrain",
+        "carp_plugin.commands.linear",
         "carp_plugin.commands.knn",
     ):
         importlib.import_module(name)  # once, which takes seconds

@@ -35,7 +35,10 @@ def saying_mistakes() -> Iterator[None]:
     except UserError as error:
         _leave(f"error: {_own_sentence(error)}", 2)
     except Exception as error:
-        reason = _of_hydra(error)
+        # here: what it knows of is imported where one of them has failed
+        from carp_plugin.settings.refusals import refusal
+
+        reason = refusal(error)
         if reason is None:
             raise
         _leave(f"error: {reason}", 2)
@@ -67,28 +70,6 @@ def _leave(message: str, code: int) -> None:
 def _own_sentence(error: UserError) -> str:
     """The sentence alone, where a data loader's worker has wrapped it in a trace."""
     return re.split(r"carp_plugin\.[\w.]+Error: ", str(error))[-1].strip()
-
-
-def _of_hydra(error: Exception) -> Optional[str]:
-    """What Hydra, OmegaConf and YAML refuse, in a sentence; None for anything else."""
-    import yaml  # here: they are there where one of them has failed
-    from hydra.errors import HydraException, OverrideParseException
-    from omegaconf.errors import OmegaConfBaseException
-
-    if isinstance(error, OverrideParseException):
-        return f"the override {error.override!r} cannot be read; expected KEY=VALUE."
-    if isinstance(error, (yaml.YAMLError, UnicodeDecodeError)):
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        file = f" {mark.name}" if mark else ", or one that it takes in,"
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        reason = problem or " ".join(str(error).split())
-        return f"the configuration{file} is no YAML{where}: {reason}; mend it there."
-    if isinstance(error, HydraException):
-        # what it says of where it looked is of no use to a user
-        return " ".join(str(error).split("\nConfig search path")[0].split())
-    if isinstance(error, OmegaConfBaseException):
-        return " ".join(str(error).split())
-    return None
 
 
 @dataclass(frozen=True)

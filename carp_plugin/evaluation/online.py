@@ -81,7 +81,7 @@ class OnlineEvaluation:
             *features,
             epochs=settings.max_epochs,
             batch_size=settings.optimizer.batch_size,
-            lr=plan.classifier_lr,
+            lr=plan.classifier_lr / settings.accumulate_grad_batches,  # its batches are one by one
             optimizer=settings.optimizer.name,
             seed=settings.seed,
         )

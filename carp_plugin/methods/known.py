@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Iterable, List, Mapping, Set
+from typing import Any, Dict, Iterable, List, Mapping, Set
 
 import torch
 
@@ -46,29 +46,40 @@ def _check_kwargs(method: str, given: Mapping[str, object]) -> None:
 
 
 def check_optimizer(optimizer: Optimizer) -> None:
-    """The optimizer takes what it is given besides.
+    """The optimizer takes what it is given besides, all of it together.
 
     Raises:
-        UserError: the first key that it does not take.
+        UserError: the first key that it does not take, or what does not go together.
     """
-    known = optimizer_kwargs(optimizer.name)
-    for key in optimizer.kwargs.model_dump():
+    known, given = optimizer_kwargs(optimizer.name), optimizer.kwargs.model_dump()
+    for key in given:
         if key not in known:
             raise UserError(
                 f"optimizer.kwargs.{key} is not a key of {optimizer.name}{did_you_mean(str(key), known)}"
             )
+    if "momentum" in known:  # the host's default
+        given.setdefault("momentum", 0.9)
+    try:
+        _optimizers()[optimizer.name]([torch.nn.Parameter(torch.zeros(1))], lr=0.1, **given)
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{optimizer.name} refuses optimizer.kwargs: {' '.join(str(error).split())}; change or leave them out."
+        ) from error
 
 
 def optimizer_kwargs(name: str) -> Set[str]:
     """The settings of an optimizer that have no key of their own."""
-    optimizers = {
+    own = {"self", "params", "lr", "weight_decay"}
+    return set(inspect.signature(_optimizers()[name]).parameters) - own
+
+
+def _optimizers() -> Dict[str, Any]:
+    return {
         "sgd": torch.optim.SGD,
         "adam": torch.optim.Adam,
         "adamw": torch.optim.AdamW,
         "lars": LARS,
     }
-    own = {"self", "params", "lr", "weight_decay"}
-    return set(inspect.signature(optimizers[name]).parameters) - own
 
 
 def one_of(key: str, value: object, known: Iterable[str]) -> None:

@@ -22,9 +22,10 @@ class Plan:
         steps_per_epoch: optimizer steps of an epoch.
         total_steps: optimizer steps of the run.
         global_batch: images of an optimizer step, over devices, nodes and accumulated batches.
-        lr: peak learning rate: ``optimizer.lr`` x global batch / 256.
+        lr: peak learning rate: ``optimizer.lr`` x batch of all processes / 256, and in a pretraining x accumulated
+            batches, which the host's linear model leaves out.
         classifier_lr: of the online classifier; 0 where the run has none.
-        min_lr: final learning rate, which the batch does not scale.
+        min_lr: final learning rate, which the batch does not scale; accumulated batches do, as they do ``lr``.
     """
 
     machine: Machine
@@ -60,8 +61,13 @@ def plan_of(settings: Run, machine: Machine, images: int, classes: int) -> Plan:
     steps = -(-batches // accumulated)
     total = steps * settings.max_epochs
     batch = optimizer.batch_size * machine.world
-    classifier_lr = getattr(optimizer, "classifier_lr", 0.0)
-    labelled = isinstance(settings, Pretraining) and settings.data.val_path is not None
+    scale, classifier_scale, times = batch / 256, 1.0, 1
+    if isinstance(settings, Pretraining):
+        times = (
+            accumulated  # the host's methods multiply their rates by it, its linear model does not
+        )
+        if settings.data.val_path is not None:  # the host scales it only where it validates
+            classifier_scale = scale
     return Plan(
         machine=machine,
         images=images,
@@ -69,10 +75,9 @@ def plan_of(settings: Run, machine: Machine, images: int, classes: int) -> Plan:
         steps_per_epoch=steps,
         total_steps=total if settings.max_steps == -1 else min(total, settings.max_steps),
         global_batch=batch * accumulated,
-        lr=optimizer.lr * (batch / 256) * accumulated,
-        # the host scales it only where there is something to validate on
-        classifier_lr=classifier_lr * (batch / 256 if labelled else 1) * accumulated,
-        min_lr=settings.scheduler.min_lr * accumulated,
+        lr=optimizer.lr * scale * times,
+        classifier_lr=getattr(optimizer, "classifier_lr", 0.0) * classifier_scale * times,
+        min_lr=settings.scheduler.min_lr * times,
     )
 
 

@@ -8,7 +8,6 @@ from typing import Any, Dict, List, Mapping, Protocol
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from omegaconf.errors import ConfigAttributeError
 
 from carp_plugin.data.folders import check_data, prepare_data_folder
 from carp_plugin.data.loaders import say_bad_images
@@ -96,9 +95,12 @@ def build_model(settings: Pretraining, machine: Machine) -> LightningModule:
 def _built(cfg: Any, settings: Pretraining) -> LightningModule:
     try:
         return METHODS[settings.method](cfg)
-    except ConfigAttributeError as error:
+    except AttributeError as error:
+        key = getattr(error, "full_key", None)  # of a configuration
+        if key is None:
+            raise
         raise UserError(
-            f"{error.full_key} is missing from the configuration; {settings.method} needs it."
+            f"{key} is missing from the configuration; {settings.method} needs it."
         ) from error
     except (
         ArithmeticError,

@@ -7,16 +7,15 @@ import math
 import pickle
 import re
 import warnings
-from collections import defaultdict
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ContextManager, Dict, List, Mapping, Tuple, Union
 
-import omegaconf
 import torch
 
 from carp_plugin.errors import UserError, did_you_mean
+from carp_plugin.host.containers import CONTAINERS
 
 SUFFIXES = (".ckpt", ".pth", ".pt")
 
@@ -25,21 +24,6 @@ NETWORKS = {"student": "backbone", "teacher": "momentum_backbone"}
 
 #: What solo-learn 1.0.5 and earlier called the networks.
 _OLD_NAMES = {"encoder.": "backbone.", "momentum_encoder.": "momentum_backbone."}
-
-#: The host's own script leaves the optimizer's settings in a checkpoint as a node of OmegaConf: containers of plain
-#: values, which run nothing when they are read.
-_CONTAINERS: List[Any] = [
-    omegaconf.DictConfig,
-    omegaconf.ListConfig,
-    omegaconf.base.ContainerMetadata,
-    omegaconf.base.Metadata,
-    omegaconf.nodes.AnyNode,
-    Any,
-    defaultdict,
-    dict,
-    int,
-    list,
-]
 
 #: Buffers that a method of the hosts makes only while it trains: SwAV's queue, DeepClusterV2's memory, All4One's cache
 #: of a positional encoding. A checkpoint holds them and a freshly built method does not. No backbone or projector reads
@@ -155,7 +139,7 @@ def read_state_dict(path: Union[str, Path]) -> Dict[str, torch.Tensor]:
 
 def _containers_allowed() -> ContextManager[Any]:
     allow = getattr(torch.serialization, "safe_globals", None)  # torch 2.5 and later
-    return allow(_CONTAINERS) if allow else nullcontext()
+    return allow(CONTAINERS) if allow else nullcontext()
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:

@@ -10,12 +10,15 @@ from lightning.pytorch import Trainer, seed_everything
 from omegaconf import OmegaConf
 
 from carp_plugin import host
-from carp_plugin.data.loaders import labelled_loaders, pretrain_loader
+from carp_plugin.data import loaders
 from carp_plugin.errors import UserError
 from carp_plugin.host import HOST, METHODS
-from carp_plugin.settings.pretraining import checked
+from carp_plugin.host.cfg import pretrain_cfg
+from carp_plugin.methods.known import check_pretraining
+from carp_plugin.training.devices import machine_of
 from carp_plugin.training.pretraining import build_model
-from tests.helpers import METHOD_KWARGS, augmentation, image_folder, small_cfg
+from tests.data.built import labelled_loaders, training_loader
+from tests.helpers import METHOD_KWARGS, augmentation, image_folder, small_settings
 
 REQUIRED_METHODS = (
     "barlow_twins",
@@ -35,14 +38,24 @@ def images(tmp_path_factory):
     return image_folder(tmp_path_factory.mktemp("images"))
 
 
-def trained(cfg, steps=3):
+def built(settings):
+    """The method, built by the host."""
+    return build_model(settings, machine_of(settings))
+
+
+def parsed(settings):
+    """The host's configuration of a run on one CPU process."""
+    return pretrain_cfg(settings.values(), "cpu", [0])
+
+
+def trained(settings, steps=3):
     """The model before (state) and after real optimisation steps through Lightning."""
-    cfg = checked(cfg)
+    check_pretraining(settings)
     seed_everything(0, verbose=False)
-    model = build_model(cfg)
+    model = built(settings)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     trainer = Trainer(
-        max_epochs=cfg.max_epochs,
+        max_epochs=settings.max_epochs,
         max_steps=steps,
         accelerator="cpu",
         devices=1,
@@ -51,7 +64,7 @@ def trained(cfg, steps=3):
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(model, pretrain_loader(cfg), labelled_loaders(cfg)[1])
+    trainer.fit(model, training_loader(settings), labelled_loaders(settings)[1])
     return before, model, trainer
 
 
@@ -93,7 +106,7 @@ def test_method_is_built_from_a_cfg_and_takes_optimisation_steps(name, images):
     # two whole batches of 8 are enough for wmse's whitening of 8 in 4 dimensions
     # DeepCluster v2 has no assignments to learn from before its second epoch
     steps = 5 if name == "deepclusterv2" else 3
-    before, model, trainer = trained(small_cfg(images, name), steps)
+    before, model, trainer = trained(small_settings(images, name), steps)
     assert trainer.global_step == steps
     after = model.state_dict()
     moved = [key for key in before if key in after and not torch.equal(before[key], after[key])]
@@ -104,7 +117,7 @@ def test_method_is_built_from_a_cfg_and_takes_optimisation_steps(name, images):
 
 
 def test_checkpoints_carry_the_current_names_of_the_backbone(images):
-    model = build_model(checked(small_cfg(images, "byol")))
+    model = built(small_settings(images, "byol"))
     keys = model.state_dict().keys()
     assert any(key.startswith("backbone.") for key in keys)
     assert any(key.startswith("momentum_backbone.") for key in keys)
@@ -114,8 +127,8 @@ def test_checkpoints_carry_the_current_names_of_the_backbone(images):
 @pytest.mark.parametrize("name", ["sgd", "lars", "adam", "adamw"])
 def test_every_optimizer_trains(name, images):
     kwargs = {"eta": 0.02, "clip_lr": True, "exclude_bias_n_norm": True} if name == "lars" else {}
-    cfg = small_cfg(images, "byol", optimizer__name=name, optimizer__kwargs=kwargs)
-    before, model, _ = trained(cfg, steps=1)
+    settings = small_settings(images, "byol", optimizer__name=name, optimizer__kwargs=kwargs)
+    before, model, _ = trained(settings, steps=1)
     after = model.state_dict()["backbone.layer4.1.conv2.weight"]
     assert not torch.equal(before["backbone.layer4.1.conv2.weight"], after)
 
@@ -174,17 +187,16 @@ def test_schedule_warms_up_linearly_and_ends_at_min_lr():
 
 def test_learning_rate_follows_the_hosts_rule(images):
     """lr and classifier_lr times batch x devices / 256; min_lr as it is."""
-    cfg = small_cfg(images, optimizer__batch_size=12, scheduler__min_lr=0.06)
-    parsed = checked(cfg)
-    assert parsed.optimizer.lr == pytest.approx(0.3 * 12 / 256)
-    assert parsed.optimizer.classifier_lr == pytest.approx(0.3 * 12 / 256)
-    assert parsed.scheduler.min_lr == 0.06
+    cfg = parsed(small_settings(images, optimizer__batch_size=12, scheduler__min_lr=0.06))
+    assert cfg.optimizer.lr == pytest.approx(0.3 * 12 / 256)
+    assert cfg.optimizer.classifier_lr == pytest.approx(0.3 * 12 / 256)
+    assert cfg.scheduler.min_lr == 0.06
 
 
 def test_views_are_counted_by_their_size(images):
-    cfg = small_cfg(images, augmentations=[augmentation(16, 2), augmentation(8, 3)])
-    parsed = checked(cfg)
-    assert (parsed.data.num_large_crops, parsed.data.num_small_crops) == (2, 3)
+    views = [augmentation(16, 2), augmentation(8, 3)]
+    cfg = parsed(small_settings(images, augmentations=views))
+    assert (cfg.data.num_large_crops, cfg.data.num_small_crops) == (2, 3)
 
 
 def test_transform_gives_normalised_views_of_the_size_asked_for(images):
@@ -202,7 +214,7 @@ def test_transform_gives_normalised_views_of_the_size_asked_for(images):
 
 
 def test_pretraining_data_gives_index_views_and_label(images):
-    loader = pretrain_loader(checked(small_cfg(images)))
+    loader = training_loader(small_settings(images))
     indexes, views, labels = next(iter(loader))
     assert indexes.shape == (8,) and labels.shape == (8,)
     assert [tuple(view.shape) for view in views] == [(8, 3, 16, 16)] * 2
@@ -214,16 +226,16 @@ def test_flat_folder_without_labels(tmp_path, images):
     flat.mkdir()
     for i, path in enumerate(sorted((images / "train").rglob("*.png"))):
         (flat / f"{i}.png").write_bytes(path.read_bytes())
-    cfg = checked(
-        small_cfg(images, data__train_path=str(flat), data__val_path=None, data__no_labels=True)
+    settings = small_settings(
+        images, data__train_path=str(flat), data__val_path=None, data__no_labels=True
     )
-    _, views, labels = next(iter(pretrain_loader(cfg)))
+    _, views, labels = next(iter(training_loader(settings)))
     assert labels.eq(-1).all() and len(views) == 2
-    assert labelled_loaders(cfg) is None
+    assert loaders.labelled_loaders(settings.data, settings.augmentations[0], 8) is None
 
 
 def test_a_fraction_of_the_data_is_stratified(images):
-    named = pretrain_loader(checked(small_cfg(images, data__fraction=0.5))).dataset.dataset
+    named = training_loader(small_settings(images, data__fraction=0.5)).dataset.dataset
     dataset = named.dataset
     assert len(dataset) == 12
     counts = torch.bincount(torch.tensor([label for _, label in dataset.samples]))
@@ -242,14 +254,16 @@ def test_knn_weighs_cosine_neighbours():
 
 @pytest.mark.parametrize("knn", ["euclidean", "cosine"])
 def test_knn_while_training_is_logged(knn, images):
-    cfg = small_cfg(images, "byol", knn_eval={"enabled": True, "k": 3, "distance_func": knn})
-    _, _, trainer = trained(cfg)
+    settings = small_settings(
+        images, "byol", knn_eval={"enabled": True, "k": 3, "distance_func": knn}
+    )
+    _, _, trainer = trained(settings)
     assert 0 <= trainer.callback_metrics["val_knn_acc1"] <= 100
 
 
 def test_linear_model_trains_the_classifier_only(images):
-    cfg = checked(small_cfg(images, "byol"))
-    backbone = build_model(cfg).backbone
+    settings = small_settings(images, "byol")
+    backbone = built(settings).backbone
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     linear = OmegaConf.create(
         {
@@ -261,7 +275,7 @@ def test_linear_model_trains_the_classifier_only(images):
     )
     model = host.LinearModel(backbone, linear)
     weight = model.classifier.weight.detach().clone()
-    train, val = labelled_loaders(cfg)
+    train, val = labelled_loaders(settings)
     Trainer(
         max_epochs=2,
         accelerator="cpu",
@@ -278,7 +292,7 @@ def test_linear_model_trains_the_classifier_only(images):
 def test_method_kwargs_keys_are_known(images):
     assert {"proj_hidden_dim", "proj_output_dim", "pred_hidden_dim"} <= host.method_keys("byol")
     with pytest.raises(UserError, match="pred_hiden_dim.*did you mean 'pred_hidden_dim'"):
-        checked(small_cfg(images, "byol", method_kwargs__pred_hiden_dim=3))
+        check_pretraining(small_settings(images, "byol", method_kwargs__pred_hiden_dim=3))
 
 
 def test_momentum_updater_follows_the_cosine():

@@ -128,6 +128,20 @@ def test_optimizers_take_their_own_settings_only(tmp_path):
         check_optimizer(small_settings(tmp_path, optimizer__kwargs={"eta": 0.1}).optimizer)
 
 
+@pytest.mark.parametrize(
+    "name, kwargs, says",
+    [
+        ("sgd", {"nesterov": True, "momentum": 0.0}, "Nesterov momentum requires a momentum"),
+        ("adam", {"fused": True, "foreach": True}, "`fused` and `foreach` cannot be"),
+        ("lars", {"nesterov": True, "dampening": 0.5}, "Nesterov"),
+    ],
+)
+def test_settings_of_an_optimizer_that_do_not_go_together_are_said(name, kwargs, says, tmp_path):
+    changes = {"optimizer__name": name, "optimizer__kwargs": kwargs}
+    with pytest.raises(UserError, match=f"{name} refuses optimizer.kwargs: .*{says}"):
+        check_optimizer(small_settings(tmp_path, **changes).optimizer)
+
+
 def test_only_what_was_given_of_somebody_elses_keys_is_handed_on():
     given = {"name": "sgd", "batch_size": 8, "lr": 1, "weight_decay": 0}
     assert Optimizer(**given).model_dump()["kwargs"] == {}

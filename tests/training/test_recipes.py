@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
 
-from carp_plugin.settings.pretraining import parse_pretrain_cfg
+from carp_plugin.settings import hydra_defaults
+from carp_plugin.settings.pretraining import read_pretraining
+from carp_plugin.settings.reading import plain
+from carp_plugin.training.devices import Machine
+from carp_plugin.training.plan import plan_of
 from tests.helpers import METHOD_KWARGS, image_folder
 from tests.launching import ROOT, TRAIN, environment, job, summary_of, write_config
 
@@ -87,12 +90,13 @@ def tiny(images, folder):
     data += [f"train_path={images}/train", f"val_path={images}/val"]
     run = ["accelerator=cpu", "devices=2", "num_nodes=1", "sync_batchnorm=False", "max_epochs=1"]
     run += ["precision=32-true", "optimizer.batch_size=4", "backbone.name=resnet18"]
-    run += ["+enable_progress_bar=False", f"checkpoint.dir={folder}/trained_models"]
-    run += ["+data.eval_transform.crop_size=16"]
+    run += ["enable_progress_bar=False", f"checkpoint.dir={folder}/trained_models"]
+    run += ["data.eval_transform.crop_size=16"]
     return [*run, *(f"data.{each}" for each in data), *kwargs, *views]
 
 
 def composed(name, *overrides, hydra=False):
+    hydra_defaults.install()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(RECIPES), version_base="1.2"):
         cfg = compose(name, overrides=list(overrides), return_hydra_config=hydra)
@@ -105,15 +109,13 @@ def test_every_recipe_of_the_paper_has_its_batch_and_learning_rates(name):
     """B.1: 1,024 images a step, 0.6 to 0.06."""
     if name == "carp_slurm.yaml" and SUBMITIT is None:
         pytest.skip("the submitit launcher is not installed (extra: slurm)")
-    cfg = composed(name)
-    OmegaConf.set_struct(cfg, False)
-    assert cfg.sync_batchnorm and cfg.strategy == "ddp" and cfg.auto_resume.enabled
-    cards = cfg.devices if isinstance(cfg.devices, int) else len(cfg.devices)
-    cfg.devices, cfg.num_nodes = list(range(cards)), cfg.get("num_nodes", 1)
-    cfg.data.val_path = None
-    parsed = parse_pretrain_cfg(cfg)
-    assert parsed.optimizer.batch_size * cards * parsed.num_nodes == 1024
-    assert parsed.optimizer.lr == pytest.approx(0.6) and parsed.scheduler.min_lr == 0.06
+    settings = read_pretraining(plain(composed(name)))
+    assert settings.sync_batchnorm and settings.strategy == "ddp" and settings.auto_resume.enabled
+    devices = settings.devices if isinstance(settings.devices, tuple) else range(settings.devices)
+    machine = Machine("gpu", tuple(devices), settings.num_nodes)
+    plan = plan_of(settings, machine, images=1_281_167, classes=1000)
+    assert settings.optimizer.batch_size * machine.world == plan.global_batch == 1024
+    assert plan.lr == pytest.approx(0.6) and plan.min_lr == settings.scheduler.min_lr == 0.06
 
 
 @needs_submitit
@@ -176,7 +178,8 @@ def test_the_batch_script_trains(images, tmp_path, slurm):
     assert ended.code == 0, ended
     assert ended.out.count("global batch") == 1 and "Traceback" not in ended.err
     content = summary_of(tmp_path)
-    assert content["steps"] == 2 and content["config"]["devices"] == [0, 1]
+    assert content["steps"] == content["plan"]["total_steps"] == 2
+    assert content["config"]["devices"] == 2 and content["plan"]["machine"]["devices"] == [0, 1]
 
 
 @pytest.mark.parametrize("code, requeued", [(143, True), (2, False), (0, False)])

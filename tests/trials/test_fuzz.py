@@ -2,8 +2,15 @@
 
 import pytest
 
+from carp_plugin.settings.comparison import Comparison
+from carp_plugin.settings.flags import flag
+from carp_plugin.settings.linear import Linear
+from carp_plugin.settings.model import walk
+from carp_plugin.settings.offline import Knn, Umap
+from carp_plugin.settings.parts import HostMethodKwargs
+from carp_plugin.settings.pretraining import CarpPretraining
 from trials.fuzz import fuzz, judge
-from trials.fuzz_keys import Case
+from trials.fuzz_keys import OTHERS, Case, all_keys
 
 
 @pytest.mark.slow
@@ -12,6 +19,23 @@ def test_broken_configurations_and_images_earn_one_sentence_each(tmp_path):
     assert len(outcomes) == 40 and not lost
     assert not [outcome for outcome in outcomes if not outcome.good]
     assert {outcome.verdict for outcome in outcomes} == {"refused", "done"}
+
+
+def leaves_and_nodes(model):
+    return {dotted for dotted, _, _ in walk(model)}
+
+
+def test_the_fuzz_knows_every_key():
+    """Of all models; what a linear evaluation and a comparison share with pretraining is counted there."""
+    pretraining = leaves_and_nodes(CarpPretraining) - {"debug_augmentations"}
+    hosts = {f"method_kwargs.{key}" for key in HostMethodKwargs.model_fields}
+    assert pretraining | hosts <= {*all_keys(), "data", "dali", "debug_augmentations"}
+    for script, model in (("main_linear.py", Linear), ("main_compare.py", Comparison)):
+        own = {key for keys in OTHERS[script].values() for key in keys}
+        assert leaves_and_nodes(model) - pretraining - {"data.train_transform"} <= own | {"name"}
+    for script, model in (("main_knn.py", Knn), ("main_umap.py", Umap)):
+        flags = {flag(key)[2:] for key in model.model_fields}
+        assert flags == {key for keys in OTHERS[script].values() for key in keys}
 
 
 REFUSED = {"code": 2, "out": "", "err": "error: because.\n"}

@@ -15,10 +15,9 @@ from carp_plugin.commands.pretrain import pretrain
 from carp_plugin.errors import UserError
 from carp_plugin.losses import assignment_statistics, carp_objective_func
 from carp_plugin.partition import partition
-from carp_plugin.settings.pretraining import checked
 from carp_plugin.training.callbacks.collapse import FEATURE_ROWS, CollapseMonitor, values_of
 from carp_plugin.training.callbacks.history import History
-from tests.helpers import image_folder, small_cfg, small_settings
+from tests.helpers import image_folder, small_settings
 from tests.run_cli import ROOT
 
 K, IMAGES, STEPS = 64, 16, 5
@@ -295,13 +294,13 @@ def test_the_monitor_changes_nothing_and_can_be_left_out(images):
 )
 def test_bad_keys_are_one_sentence(node, says, images):
     with pytest.raises(UserError, match=says):
-        checked(small_cfg(images, collapse=node))
+        small_settings(images, collapse=node)
 
 
 @pytest.mark.slow
 def test_a_real_collapse_is_caught_within_two_epochs_and_stopped(images):
     """All prototypes in one block, many more than rows in a batch; nothing else is helped along."""
-    cfg = small_cfg(
+    settings = small_settings(
         images,
         evaluation={"enabled": False},
         collapse={"stop": True},
@@ -318,7 +317,7 @@ def test_a_real_collapse_is_caught_within_two_epochs_and_stopped(images):
         limit_val_batches=0,
     )
     with pytest.raises(UserError, match=r"stopped after epoch \d+ of 20: constant assign") as error:
-        pretrain(cfg)
+        pretrain(settings)
     assert "lower method_kwargs.partition_size (now 2048)" in str(error.value)
     (path,) = Path("trained_models").rglob("summary.json")
     summary = json.loads(path.read_text())

@@ -15,7 +15,7 @@ from carp_plugin.host import METHODS
 from carp_plugin.methods import carp as carp_module
 from carp_plugin.training.callbacks.finite import FiniteLoss
 from tests.distributed import run_on_ranks
-from tests.helpers import image_folder, small_cfg, small_settings
+from tests.helpers import image_folder, small_settings
 from tests.rank_runs import under_torchrun
 
 NAN = float("nan")
@@ -72,7 +72,7 @@ def spoil(monkeypatch, method="carp", at=4, **how):
 
 
 def settings(images, **changes):
-    return small_cfg(images, **{"evaluation": {"enabled": False}, **changes})
+    return small_settings(images, **{"evaluation": {"enabled": False}, **changes})
 
 
 @pytest.mark.parametrize(
