@@ -5,6 +5,8 @@ A resumed run then sees what the uninterrupted one would have seen, and the numb
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import random
 import signal
 from typing import Any, Callable, Dict, Iterator, Tuple, Union, cast
@@ -184,6 +186,14 @@ def leave_signals(worker: int) -> None:
     """Ctrl-C and SIGTERM reach a whole group of processes; what to do is the training process's to decide."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@atexit.register
+def end_workers() -> None:
+    """Ends the workers that an error has left behind: Python would send them SIGTERM, and wait for them for ever."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def mixed(*numbers: int) -> int:

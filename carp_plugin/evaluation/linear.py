@@ -49,6 +49,7 @@ def build_model(
     seed_everything(settings.seed, verbose=False)
     with advice_silenced():
         model = LinearModel(backbone, cfg=cfg)
+    model.cfg = cfg  # the current host's model does not keep it
     make_contiguous(model)
     if not settings.performance.disable_channel_last:
         model = model.to(memory_format=torch.channels_last)

@@ -87,4 +87,6 @@ def read_flags(model: Type[Model], arguments: Sequence[str], prog: str, about: s
     try:
         return model.model_validate(given)
     except ValidationError as error:
-        raise UserError(sentence(error, model, given, spelt=flag, items=True)) from None
+        said = sentence(error, model, given, spelt=flag, items=True)
+        # null is no value that a flag can be given; it is left out
+        raise UserError(said.replace(" or null, got", ", got")) from None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any, Dict, Literal, Optional, Sequence, Union, get_args, get_origin
+from typing import Annotated, Any, Dict, Literal, Optional, Sequence, Union, get_args, get_origin
 
 import annotated_types as at
 from pydantic import (
@@ -20,7 +20,6 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
-from typing_extensions import Annotated
 
 LARGEST = 1e30  # of a number that is to be computed with in float32
 LARGEST_WHOLE = 2**62

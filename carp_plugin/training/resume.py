@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple, Type
@@ -134,6 +135,8 @@ def compared(args: Mapping[str, Any], identity: Identity) -> Dict[str, Any]:
 def _flat(node: Mapping[str, Any], path: str = "") -> Dict[str, Any]:
     flat: Dict[str, Any] = {}
     for key, value in node.items():
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            value = {str(index): item for index, item in enumerate(value)}
         if isinstance(value, dict):
             flat.update(_flat(value, f"{path}{key}."))
         else:
@@ -149,7 +152,8 @@ def difference(
     A key that one of them lacks, or has as null, is its default there, for an older release may not have known it.
     """
     for key in sorted({*there, *here}):
-        was, now = (_or_default(run.get(key), defaults.get(key)) for run in (there, here))
+        default = defaults.get(re.sub(r"\.\d+\.", ".0.", key))  # the items of a list have the same
+        was, now = (_or_default(run.get(key), default) for run in (there, here))
         if was != now:
             return key, was, now
     return None

@@ -28,13 +28,9 @@ def images(tmp_path_factory):
 
 
 def written(folder, cfg, name="tiny"):
-    """A configuration folder with Hydra's own output switched off."""
+    """A configuration folder."""
     folder.mkdir(exist_ok=True)
-    text = OmegaConf.to_yaml(cfg)
-    quiet = "defaults:\n  - _self_\n  - override hydra/hydra_logging: disabled\n"
-    quiet += "  - override hydra/job_logging: disabled\n"
-    quiet += "hydra:\n  output_subdir: null\n  run:\n    dir: .\n"
-    (folder / f"{name}.yaml").write_text(quiet + text)
+    (folder / f"{name}.yaml").write_text(OmegaConf.to_yaml(cfg))
     return folder
 
 
@@ -175,7 +171,7 @@ def test_killed_three_times_it_ends_with_the_same_numbers(images, unbroken, tmp_
     configs, folder = written(tmp_path / "configs", whole(images)), tmp_path / "results"
     chance = random.Random(0)
     for _ in range(3):
-        process = started(configs, "++jobs=2", f"dir={folder}")
+        process = started(configs, "jobs=2", f"dir={folder}")
         try:
             output = process.communicate(timeout=chance.uniform(15, 40))[0]
             assert process.returncode == 0, output  # it was faster than the kill
@@ -241,8 +237,16 @@ def test_a_failed_run_is_a_row_that_says_so(images, tmp_path):
 
 MISTAKES = {
     "typo in a key of its own": (
+        ["metods=[carp]"],
+        "metods is not a key of the configuration; did you mean 'methods'",
+    ),
+    "one method for all": (
         ["method=[carp]"],
-        "method is not a key of the configuration; did you mean 'methods'",
+        "method is not a key of a comparison, which has a list of them; give methods=[carp,byol]",
+    ),
+    "one seed for all": (
+        ["seed=3"],
+        "seed is not a key of a comparison, which has a list of them; give seeds=[0,1]",
     ),
     "unknown method": (["methods=[carp,byoll]"], "methods: byoll is unknown; did you mean 'byol'"),
     "missing data": (["data.train_path=nowhere"], "data.train_path=nowhere does not exist"),

@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from carp_plugin.commands.knn import main_knn, parser
+from carp_plugin.commands.entries import KNN
+from carp_plugin.commands.knn import knn
 from carp_plugin.commands.pretrain import pretrain
 from carp_plugin.data.loaders import labelled_loaders
 from carp_plugin.errors import UserError
 from carp_plugin.evaluation.checkpoint import load_pretrained
 from carp_plugin.evaluation.features import extract
 from carp_plugin.evaluation.knn import weighted_knn
-from carp_plugin.evaluation.offline import data_cfg
+from carp_plugin.evaluation.offline import with_flags
 from carp_plugin.host import HOST, WeightedKNNClassifier
 from tests.helpers import image_folder, small_settings
 from tests.run_cli import run_cli
@@ -49,6 +50,12 @@ def run_of(tmp_path_factory, images):
         return made[method]
 
     return run
+
+
+def loaders_of(pretrained):
+    """Loaders of the labelled images of a pretraining, as it says itself."""
+    trained = pretrained.trained
+    return labelled_loaders(trained.data, trained.view, trained.optimizer.batch_size)
 
 
 @pytest.mark.parametrize("method", sorted(NETWORKS))
@@ -88,7 +95,7 @@ def test_the_line_defines_the_number(run_of, images, tmp_path):
         "0.1",
         "1",
     ]
-    found = main_knn([*arguments, "--store", "rows"])
+    found = knn(KNN.read([*arguments, "--store", "rows"]))
     assert json.loads(Path("a/knn.json").read_text()) == found
     assert found["sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     expected = {
@@ -110,19 +117,19 @@ def test_the_line_defines_the_number(run_of, images, tmp_path):
         (1.0, "teacher"),
     ]
     assert {p.name for p in Path("rows").rglob("*.npy")} == {"teacher-projector.npy"}
-    in_memory = main_knn(arguments)
+    in_memory = knn(KNN.read(arguments))
     assert in_memory["results"] == found["results"]
 
 
 def test_the_number_is_that_of_the_networks_own_features(run_of):
     arguments = ["--pretrained_checkpoint_dir", str(run_of("carp")), "--k", "5"]
-    found = {(r["network"], r["features"]): r["top1"] for r in main_knn(arguments)["results"]}
+    results = knn(KNN.read(arguments))["results"]
+    found = {(r["network"], r["features"]): r["top1"] for r in results}
     pretrained = load_pretrained(run_of("carp"))
     for (which, kind), top1 in found.items():
         network = pretrained.network(which, kind)
         bank, queries = (
-            extract(network, loader, torch.device("cpu"))
-            for loader in labelled_loaders(pretrained.cfg)
+            extract(network, loader, torch.device("cpu")) for loader in loaders_of(pretrained)
         )
         rounded = [
             f._replace(feats=torch.nn.functional.normalize(f.feats).half()) for f in (bank, queries)
@@ -133,13 +140,13 @@ def test_the_number_is_that_of_the_networks_own_features(run_of):
 @pytest.mark.parametrize("kind", ["backbone", "projector"])
 def test_in_float32_it_is_the_hosts_classifier(run_of, kind):
     arguments = ["--pretrained_checkpoint_dir", str(run_of("byol")), "--k", "5", "20"]
-    found = main_knn([*arguments, "--feature_type", kind, "--feature_dtype", "float32"])
+    arguments += ["--feature_type", kind, "--feature_dtype", "float32"]
+    found = knn(KNN.read(arguments))
     pretrained = load_pretrained(run_of("byol"))
     for result in found["results"]:
         network = pretrained.network(result["network"], kind)
         bank, queries = (
-            extract(network, loader, torch.device("cpu"))
-            for loader in labelled_loaders(pretrained.cfg)
+            extract(network, loader, torch.device("cpu")) for loader in loaders_of(pretrained)
         )
         host = WeightedKNNClassifier(k=result["k"], T=0.07, distance_fx="cosine")
         host.update(train_features=bank.feats, train_targets=bank.targets)
@@ -148,29 +155,29 @@ def test_in_float32_it_is_the_hosts_classifier(run_of, kind):
 
 
 def test_flags_go_before_the_pretrainings_settings(run_of, images):
-    cfg = load_pretrained(run_of("simsiam")).cfg
+    trained = load_pretrained(run_of("simsiam")).trained
     flags = ["--pretrained_checkpoint_dir", "x", "--batch_size", "3", "--num_workers", "1"]
     flags += ["--dataset", "imagenet", "--val_data_path", "v"]
-    changed = data_cfg(cfg, parser().parse_args(flags))
+    changed = with_flags(trained, KNN.read(flags))
     assert (changed.optimizer.batch_size, changed.data.num_workers) == (3, 1)
     assert (changed.data.dataset, changed.data.val_path) == ("imagenet", "v")
     assert changed.data.train_path == str(images / "train") and changed.data.eval_transform is None
-    assert cfg.optimizer.batch_size == 8 and cfg.data.eval_transform.crop_size == 16
+    assert trained.optimizer.batch_size == 8 and trained.data.eval_transform.crop_size == 16
 
 
 MISTAKES = [
     (["--k", "25"], r"--k 25 is larger than the bank of 24 training images"),
-    (["--k", "0"], r"--k must be at least 1, got 0"),
+    (["--k", "0"], r"--k must be a whole number of at least 1, got 0"),
     (["--k", "many"], r"invalid int value: 'many'"),
     (["--kk", "5"], r"--kk is not a flag of main_knn.py; did you mean '--k'\?"),
     (["--networks", "teacher"], r"simsiam has no teacher; it has student"),
     (["--feature_type", "head"], r"invalid choice: 'head'"),
-    (["--temperature", "0"], r"--temperature must be a positive number"),
+    (["--temperature", "0"], r"--temperature must be a number above 0, got 0"),
     (["--distance_function", "euclidean"], r"euclidean is not offered"),
     (["--val_data_path", "gone"], r"--val_data_path gone does not exist.*as --val_data_path PATH"),
     (["--device", "tpu"], r"--device tpu is unknown"),
     (["--device", "cuda:99"], r"--device cuda:99 is not there"),
-    (["--num_workers", "-1"], r"--num_workers must be at least 0"),
+    (["--num_workers", "-1"], r"--num_workers must be a whole number of at least 0, got -1"),
     (["--json", "."], r"--json . is a folder"),
 ]
 
@@ -188,13 +195,12 @@ def test_a_mistake_earns_one_sentence(flags, says, run_of, capsys, monkeypatch):
 def test_a_typo_in_the_path_names_what_is_there(run_of):
     near = str(run_of("simsiam"))[:-1]
     with pytest.raises(UserError, match=r"does not exist; did you mean"):
-        main_knn(["--pretrained_checkpoint_dir", near])
+        knn(KNN.read(["--pretrained_checkpoint_dir", near]))
 
 
 def test_class_folders_that_differ_are_named(run_of, images, tmp_path):
     val = shutil.copytree(images / "val", tmp_path / "val")
     (val / "class_0").rename(val / "cats")
+    flags = ["--pretrained_checkpoint_dir", str(run_of("simsiam")), "--val_data_path", str(val)]
     with pytest.raises(UserError, match=r"class folders of --train_data_path .* differ \(cats, cl"):
-        main_knn(
-            ["--pretrained_checkpoint_dir", str(run_of("simsiam")), "--val_data_path", str(val)]
-        )
+        knn(KNN.read(flags))

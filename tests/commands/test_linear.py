@@ -13,7 +13,14 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from carp_plugin.commands.pretrain import pretrain
-from carp_plugin.settings.linear import checked_linear
+from carp_plugin.data.folders import check_data
+from carp_plugin.evaluation.checkpoint import load_pretrained
+from carp_plugin.evaluation.linear import build_model, check_named
+from carp_plugin.methods.known import check_optimizer
+from carp_plugin.settings.linear import read_linear
+from carp_plugin.settings.reading import plain
+from carp_plugin.training.devices import machine_of
+from carp_plugin.training.plan import plan_of
 from tests.helpers import image_folder, small_settings
 from tests.linear_helpers import linear_cfg, write_checkpoint
 from tests.run_cli import ROOT, run_cli
@@ -34,15 +41,9 @@ def checkpoint(images, tmp_path_factory):
 @pytest.fixture
 def config_dir(tmp_path, images, checkpoint):
     """A folder with one small configuration, as a user would write it."""
-    content = OmegaConf.to_container(linear_cfg(images, checkpoint))
-    content["hydra"] = {"output_subdir": None, "run": {"dir": "."}}
-    content["defaults"] = [
-        "_self_",
-        {"override hydra/hydra_logging": "disabled"},
-        {"override hydra/job_logging": "disabled"},
-    ]
     folder = tmp_path / "configs"
     folder.mkdir()
+    content = OmegaConf.to_container(linear_cfg(images, checkpoint))
     (folder / "small.yaml").write_text(yaml.safe_dump(content))
     return folder
 
@@ -82,12 +83,19 @@ def test_every_recipe_composes_and_is_parsed_by_the_host(path, images, checkpoin
     cfg.data.prepare = None
     if not cfg.data.dataset.startswith("cifar"):
         cfg.data.train_path, cfg.data.val_path = str(images / "train"), str(images / "val")
-    parsed, _ = checked_linear(cfg)
+    settings = read_linear(plain(cfg))
+    check_optimizer(settings.optimizer)
+    data = settings.data
+    check_data(data.dataset, data.train_path, data.val_path, data.format, no_labels=False)
+    pretrained = load_pretrained(settings.pretrained_feature_extractor)
+    check_named(settings, pretrained)
+    plan = plan_of(settings, machine_of(settings), images=24, classes=6)
+    parsed = build_model(settings, pretrained, plan, pretrained.network()).cfg
     # appendix C.1, by the rule lr x batch x devices / 256
     assert parsed.optimizer.name == "sgd" and len(parsed.devices) == 1
     batch = 64 if path.parent.name == "photos" else 256
     assert parsed.optimizer.batch_size == batch
-    assert parsed.optimizer.lr == pytest.approx(0.3 * batch / 256)
+    assert parsed.optimizer.lr == plan.lr == pytest.approx(0.3 * batch / 256)
     assert parsed.max_epochs == (10 if path.parent.name == "photos" else 100)
     assert (parsed.scheduler.name, parsed.scheduler.warmup_epochs) == ("warmup_cosine", 0)
     assert parsed.optimizer.kwargs.momentum == 0.9 and parsed.optimizer.weight_decay == 0
@@ -103,7 +111,7 @@ def torn(folder, checkpoint):
     shutil.copytree(checkpoint.parent, "torn")
     path = Path("torn") / checkpoint.name
     path.write_bytes(path.read_bytes()[:10_000])
-    return [f"pretrained_feature_extractor={path}".replace("=1.ckpt", "\\=1.ckpt")]
+    return [f"pretrained_feature_extractor={path}"]  # …-ep=1.ckpt, as it is
 
 
 def without_args(folder, checkpoint):
@@ -134,7 +142,7 @@ MISTAKES = [
     ("typo in the config name", ["--config-name", "smal.yaml"], r"did you mean 'small.yaml'"),
     ("typo in a key", ["netwrk=teacher"], r"netwrk is not a key.*'network'"),
     ("typo in an added key", ["++data.train_transforms=1"], r"data.train_transforms is not a key"),
-    ("a key of pretraining", ["++momentum.base_tau=1"], r"momentum is not a key"),
+    ("a key of pretraining", ["++momentum.base_tau=1"], r"momentum.base_tau is not a key"),
     ("a value for a node", ["data.train_transform=16"], r"data.train_transform must hold keys"),
     (
         "no checkpoint",
@@ -163,9 +171,10 @@ MISTAKES = [
     ("batch above the data", ["optimizer.batch_size=64"], r"24 images, fewer.*batch_size=24"),
     (
         "crop of no size",
-        ["data.train_transform.crop_size=null"],
-        r"transform.crop_size must be a whole",
+        ["data.train_transform.crop_size=0"],
+        r"transform.crop_size must be a whole number between 1 and 4096, got 0",
     ),
+    ("crop without one", ["data.train_transform.crop_size=null"], r"crop_size is missing"),
     ("falling scale", ["data.train_transform.scale=[0.9,0.5]"], r"scale must rise, as in"),
     ("one scale", ["data.train_transform.scale=0.5"], r"scale must be a list of 2 items.*got 0.5"),
     (

@@ -12,13 +12,20 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from carp_plugin import register
 from carp_plugin.commands.pretrain import pretrain
 from carp_plugin.errors import UserError
 from carp_plugin.host import DALI_AVAILABLE, HOST, METHODS, AutoUMAP, MomentumUpdater
+from carp_plugin.methods.known import check_pretraining
+from carp_plugin.settings.pretraining import read_pretraining
+from carp_plugin.settings.reading import plain
+from carp_plugin.training.pretraining import build_model, check_run
 from tests.helpers import METHOD_KWARGS, image_folder, small_cfg, small_settings, write_image
+from tests.launching import run, write_config
 from tests.run_cli import ROOT, run_cli
 
 
@@ -33,12 +40,6 @@ def config_dir(tmp_path, images):
     folder = tmp_path / "configs"
     folder.mkdir()
     content = OmegaConf.to_container(small_cfg(images))
-    content["hydra"] = {"output_subdir": None, "run": {"dir": "."}}
-    content["defaults"] = [
-        "_self_",
-        {"override hydra/hydra_logging": "disabled"},
-        {"override hydra/job_logging": "disabled"},
-    ]
     (folder / "small.yaml").write_text(yaml.safe_dump(content))
     return folder
 
@@ -49,8 +50,10 @@ def weights(path):
 
 def test_a_run_from_the_command_line_to_its_summary(config_dir, capsys, monkeypatch):
     arguments = ["--config-path", str(config_dir), "--config-name", "small.yaml", "max_epochs=1"]
+    arguments += ["debug_augmentations=True"]  # which no file sets
     code, out, _ = run_cli(capsys, monkeypatch, "main_pretrain.py", arguments)
     assert code == 0, out
+    assert "Transforms:" in out and "RandomResizedCrop(size=(16, 16)" in out
     for word in (
         HOST.version,
         "carp on resnet18",
@@ -73,8 +76,34 @@ def test_a_run_from_the_command_line_to_its_summary(config_dir, capsys, monkeypa
     assert all(0 <= row["knn"] <= 100 for row in summary["accuracy"])
     assert summary["host"] == HOST.as_dict()
     assert summary["config"]["optimizer"]["batch_size"] == 8
+    assert summary["config"]["optimizer"]["lr"] == 0.3  # as it was written
+    assert summary["plan"]["lr"] == pytest.approx(0.3 * 8 / 256)
     state = weights(summary["checkpoint"])
     assert any(key.startswith("prototypes.") for key in state)
+
+
+def test_a_file_that_says_what_hydra_is_to_do_still_runs(config_dir, capsys, monkeypatch, tmp_path):
+    """As files for 0.1 did: shared parts found by name, and Hydra's own logs and folders switched off."""
+    content = yaml.safe_load((config_dir / "small.yaml").read_text())
+    for key in ("checkpoint", "evaluation"):
+        content[key] = {"enabled": False}
+    content["hydra"] = {
+        "output_subdir": None,
+        "run": {"dir": "."},
+        "searchpath": ["pkg://carp_plugin.configs"],
+    }
+    content["defaults"] = [
+        "run",
+        "_self_",
+        {"override hydra/hydra_logging": "disabled"},
+        {"override hydra/job_logging": "disabled"},
+    ]
+    (config_dir / "old.yaml").write_text(yaml.safe_dump(content))
+    arguments = ["--config-path", str(config_dir), "--config-name", "old", "++max_epochs=1"]
+    code, out, err = run_cli(capsys, monkeypatch, "main_pretrain.py", arguments)
+    assert code == 0, err
+    assert "3 an epoch, 3 in 1 epochs" in out
+    assert [path.name for path in tmp_path.iterdir()] == ["configs"]
 
 
 def test_batch_with_too_few_rows_for_a_block_is_warned_about(images, capsys):
@@ -242,10 +271,10 @@ def test_what_lightning_refuses_is_one_sentence(changes, says, images):
 @pytest.mark.parametrize("method", ["carp", "byol"])
 def test_three_classes_are_enough_for_the_momentum_classifier(method, tmp_path):
     images = image_folder(tmp_path / "three", classes=3)
-    cfg = small_cfg(
+    settings = small_settings(
         images, method, max_epochs=1, evaluation={"enabled": False}, momentum__classifier=True
     )
-    assert pretrain(cfg)["last_epoch"]["train_momentum_acc5"] == 100
+    assert pretrain(settings)["last_epoch"]["train_momentum_acc5"] == 100
 
 
 def test_run_without_labels_or_checkpoint_says_so(images, tmp_path, capsys):
@@ -301,19 +330,20 @@ def test_umap_is_drawn_when_asked_for(images):
 
 def test_missing_umap_says_how_to_install_it(images, monkeypatch):
     monkeypatch.setattr("carp_plugin.training.pretraining.AutoUMAP", None)
-    cfg = small_cfg(images, auto_umap={"enabled": True}, evaluation={"enabled": False})
+    settings = small_settings(images, auto_umap={"enabled": True}, evaluation={"enabled": False})
     with pytest.raises(UserError, match="pip install carp-plugin.umap."):
-        pretrain(cfg)
+        pretrain(settings)
 
 
 @pytest.mark.parametrize("devices", [1, [0], "auto", "0"])
 def test_every_spelling_of_one_cpu_is_one_cpu(devices, images):
-    from carp_plugin.settings.pretraining import checked
-
     if devices == "0":
         devices = "0,"
-    cfg = checked(small_cfg(images, devices=devices))
-    assert len(cfg.devices) == 1 and cfg.optimizer.lr == pytest.approx(0.3 * 8 / 256)
+    settings = small_settings(images, devices=devices)
+    machine = check_run(settings)
+    cfg = build_model(settings, machine).cfg
+    assert machine.devices == (0,) and len(cfg.devices) == 1
+    assert cfg.optimizer.lr == pytest.approx(0.3 * 8 / 256)
 
 
 def test_interrupting_says_what_is_left(images):
@@ -340,12 +370,23 @@ def test_full_disk_leaves_the_earlier_checkpoint(images, monkeypatch, capsys):
     assert left.name.endswith("ep=0.ckpt") and weights(left)
 
 
+def test_an_image_that_a_worker_cannot_read_ends_the_run(images, tmp_path):
+    """Its loader's workers ignore SIGTERM, and are still there when Python ends."""
+    folder = shutil.copytree(images, tmp_path / "torn")
+    (folder / "train/class_2/1.png").write_bytes(b"")
+    off = {"evaluation": {"enabled": False}, "checkpoint__enabled": False}
+    arguments = write_config(tmp_path / "configs", folder, data__num_workers=1, **off)
+    ended = run(tmp_path, *arguments)
+    assert ended.code == 2 and len(ended.mistakes) == 1, ended.err
+    assert "class_2/1.png cannot be read" in ended.mistakes[0]
+
+
 @pytest.mark.slow
 def test_two_processes_train_on_two_shards(config_dir, tmp_path):
     """DistributedDataParallel on gloo: every parameter takes part, and only rank 0 speaks."""
     command = [sys.executable, "-W", "ignore", str(ROOT / "main_pretrain.py")]
     command += ["--config-path", str(config_dir), "--config-name", "small.yaml", "max_epochs=2"]
-    command += ["devices=2", "++strategy=ddp", "optimizer.batch_size=4"]
+    command += ["devices=2", "strategy=ddp", "optimizer.batch_size=4"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("global batch") == 1 and "8 images" in done.stdout
@@ -404,7 +445,6 @@ MISTAKES = [
         ["++optimizer.learning_rate=1"],
         r"optimizer.learning_rate is not a key",
     ),
-    ("a key that must be added", ["debug_augmentations=True"], r"\+\+debug_augmentations=VALUE"),
     ("not an override", ["max_epochs"], r"'max_epochs' cannot be read; expected KEY=VALUE"),
     ("unknown method", ["method=byoll"], r"method=byoll is unknown; did you mean 'byol'"),
     ("unknown backbone", ["backbone.name=resnet81"], r"did you mean 'resnet18'"),
@@ -487,26 +527,14 @@ def test_a_mistake_earns_one_sentence(arguments, says, config_dir, images, capsy
     "path", sorted((ROOT / "scripts" / "pretrain").rglob("*.yaml")), ids=lambda p: str(p.name)
 )
 def test_every_recipe_composes_and_trains_a_method_of_the_host(path):
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    from carp_plugin.settings.checks import check_keys
-    from carp_plugin.settings.pretraining import (
-        _OWN_KEYS,
-        _check_augmentations,
-        _check_method,
-        _check_training,
-        known_keys,
-    )
-
-    register()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(path.parent), version_base="1.2"):
         cfg = compose(path.name)
     GlobalHydra.instance().clear()
     OmegaConf.set_struct(cfg, False)
-    assert cfg.method in METHODS and cfg.method in METHOD_KWARGS
-    check_keys(cfg, {**_OWN_KEYS, **dict.fromkeys(known_keys())})
-    _check_method(cfg)
-    _check_training(cfg)
-    _check_augmentations(cfg)
+    for key in ("train_path", "val_path"):  # what a recipe leaves to the user
+        if OmegaConf.is_missing(cfg.data, key):
+            cfg.data[key] = "given"
+    settings = read_pretraining(plain(cfg))
+    assert settings.method in METHODS and settings.method in METHOD_KWARGS
+    check_pretraining(settings)

@@ -12,11 +12,12 @@ from omegaconf import OmegaConf
 
 from carp_plugin.errors import UserError
 from carp_plugin.evaluation.checkpoint import load_pretrained
-from carp_plugin.settings.pretraining import checked
+from carp_plugin.host.cfg import plain
 from carp_plugin.training.callbacks.checkpoint import check_checkpoint
+from carp_plugin.training.devices import machine_of
 from carp_plugin.training.pretraining import build_model
 from carp_plugin.training.state import find_checkpoint, read_state_dict
-from tests.helpers import image_folder, small_cfg
+from tests.helpers import image_folder, small_settings
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +34,9 @@ def byol(tmp_path_factory, images):
 def written(folder, images, method, epoch=3, **extra):
     """What a training run leaves behind, without the training."""
     torch.manual_seed(0)
-    cfg = checked(small_cfg(images, method, checkpoint__enabled=False))
-    model = build_model(cfg)
-    (folder / "args.json").write_text(json.dumps(OmegaConf.to_container(cfg, resolve=True)))
+    settings = small_settings(images, method, checkpoint__enabled=False)
+    model = build_model(settings, machine_of(settings))
+    (folder / "args.json").write_text(json.dumps(plain(model.cfg)))
     content = {"state_dict": {**model.state_dict(), **extra}, "epoch": epoch}
     torch.save(content, folder / f"run-ep={epoch}.ckpt")
     return folder, model

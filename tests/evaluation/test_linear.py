@@ -8,14 +8,17 @@ import pytest
 import torch
 from PIL import Image
 
+from carp_plugin.commands.linear import linear
 from carp_plugin.data.labelled import labelled_data
 from carp_plugin.errors import UserError
 from carp_plugin.evaluation.checkpoint import load_pretrained
-from carp_plugin.evaluation.linear import build_model, fingerprint, linear
+from carp_plugin.evaluation.linear import build_model, fingerprint
 from carp_plugin.host import DALI_AVAILABLE, LinearModel
-from carp_plugin.settings.linear import checked_linear, file_sha256
+from carp_plugin.training.devices import machine_of
+from carp_plugin.training.plan import plan_of
+from carp_plugin.training.state import file_sha256
 from tests.helpers import image_folder
-from tests.linear_helpers import linear_cfg, linear_settings, write_checkpoint
+from tests.linear_helpers import linear_settings, write_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +30,20 @@ def images(tmp_path_factory):
 def checkpoints(images, tmp_path_factory):
     root = tmp_path_factory.mktemp("pretrained")
     return {name: write_checkpoint(root / name, images, name) for name in ("carp", "swav")}
+
+
+def built(settings):
+    """The linear model of an evaluation, and the checkpoint that it is of."""
+    pretrained = load_pretrained(settings.pretrained_feature_extractor)
+    plan = plan_of(settings, machine_of(settings), images=24, classes=6)
+    network = pretrained.network(settings.network)
+    return build_model(settings, pretrained, plan, network), pretrained
+
+
+def data_of(settings):
+    """Its labelled images."""
+    statistics = load_pretrained(settings.pretrained_feature_extractor).trained.view
+    return labelled_data(settings.data, statistics, settings.optimizer.batch_size, 1, settings.seed)
 
 
 def tensors(path, prefix):
@@ -74,9 +91,9 @@ def test_a_run_measures_the_network_asked_for_and_leaves_it_as_it_was(
 def test_the_layer_begins_the_same_on_every_backbone_and_is_reproducible(images, checkpoints):
     layers = []
     for method in ("carp", "swav"):
-        cfg, pretrained = checked_linear(linear_cfg(images, checkpoints[method]))
         torch.rand(7)
-        layers.append(build_model(cfg, pretrained.network()).classifier.weight)
+        model, _ = built(linear_settings(images, checkpoints[method]))
+        layers.append(model.classifier.weight)
     assert torch.equal(*layers)
     runs = [linear(linear_settings(images, checkpoints["carp"])) for _ in range(2)]
     assert runs[0]["correct"] == runs[1]["correct"]
@@ -85,11 +102,14 @@ def test_the_layer_begins_the_same_on_every_backbone_and_is_reproducible(images,
 
 
 def test_learning_rate_is_scaled_by_the_batch(images, checkpoints):
-    given = linear_cfg(images, checkpoints["carp"])
-    cfg, _ = checked_linear(given)
-    assert cfg.optimizer.lr == pytest.approx(0.3 * 8 / 256)
-    linear(given := linear_cfg(images, checkpoints["carp"], max_epochs=1))
-    assert given.optimizer.lr == 0.3 and "features" not in given  # the caller's own is left alone
+    settings = linear_settings(images, checkpoints["carp"], max_epochs=1)
+    model, _ = built(settings)
+    assert model.lr == model.cfg.optimizer.lr == pytest.approx(0.3 * 8 / 256)
+    done = linear(settings)
+    assert done["plan"]["lr"] == pytest.approx(0.3 * 8 / 256)
+    # the caller's own is left alone, and is what is reported
+    assert settings == linear_settings(images, checkpoints["carp"], max_epochs=1)
+    assert done["config"]["optimizer"]["lr"] == 0.3 and "features" not in done["config"]
 
 
 @contextmanager
@@ -141,9 +161,9 @@ def a_weight_moves(model):
 
 @pytest.mark.parametrize("tamper", [statistics_run, a_weight_moves])
 def test_a_backbone_that_moves_is_an_error(tamper, images, checkpoints):
-    cfg = linear_cfg(images, checkpoints["carp"], max_epochs=1)
+    settings = linear_settings(images, checkpoints["carp"], max_epochs=1)
     with at_every_step(tamper), pytest.raises(UserError, match="did not stay frozen.*student"):
-        linear(cfg)
+        linear(settings)
     assert not list(Path("trained_models").rglob("summary.json"))
 
 
@@ -180,15 +200,15 @@ def without_seconds(epochs):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_resumed_run_ends_as_the_uninterrupted_one(workers, images, checkpoints, capsys):
-    settings = {"max_epochs": 4, "auto_resume__enabled": True, "data__num_workers": workers}
+    changes = {"max_epochs": 4, "auto_resume__enabled": True, "data__num_workers": workers}
     done = []
     for name in ("whole", "broken"):
-        cfg = linear_cfg(images, checkpoints["carp"], checkpoint__dir=name, **settings)
+        settings = linear_settings(images, checkpoints["carp"], checkpoint__dir=name, **changes)
         if name == "broken":
             says = "epoch 2 at step 7.*ep=1.ckpt"
             with interrupted_at(step=7), pytest.raises(KeyboardInterrupt, match=says):
-                linear(cfg)
-        done.append(linear(cfg))
+                linear(settings)
+        done.append(linear(settings))
     assert "resuming from broken/linear" in capsys.readouterr().out
     whole, broken = done
     assert without_seconds(whole["epochs"]) == without_seconds(broken["epochs"])
@@ -198,8 +218,9 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(workers, images, checkpoint
 
 
 def test_a_finished_run_is_shown_again(images, checkpoints, capsys):
-    cfg = linear_cfg(images, checkpoints["carp"], auto_resume__enabled=True, max_epochs=1)
-    first, second = linear(cfg), linear(cfg)
+    changes = {"auto_resume__enabled": True, "max_epochs": 1}
+    settings = linear_settings(images, checkpoints["carp"], **changes)
+    first, second = linear(settings), linear(settings)
     assert "had finished already" in capsys.readouterr().out
     for key in ("top1", "top5", "best_top1", "best_epoch", "correct", "epochs", "checkpoint"):
         assert first[key] == second[key]
@@ -220,14 +241,14 @@ def test_another_network_checkpoint_or_transform_is_another_run(
 
 def test_a_run_on_another_backbone_is_not_gone_on_with(images, checkpoints):
     first = linear(linear_settings(images, checkpoints["carp"], max_epochs=1))
-    cfg = linear_cfg(
+    settings = linear_settings(
         images,
         checkpoints["carp"],
         network="teacher",
         resume_from_checkpoint=first["checkpoint"],
     )
     with pytest.raises(UserError, match="another backbone than the teacher of"):
-        linear(cfg)
+        linear(settings)
 
 
 def test_with_fewer_classes_than_five_every_label_is_among_the_first(
@@ -245,8 +266,7 @@ def test_images_are_cropped_as_asked_and_normalised_as_in_pretraining(images, tm
 
     view = {**augmentation(), "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
     path = write_checkpoint(tmp_path / "run", images, augmentations=[view])
-    cfg, pretrained = checked_linear(linear_cfg(images, path, data__train_transform__crop_size=12))
-    data = labelled_data(cfg, pretrained.cfg)
+    data = data_of(linear_settings(images, path, data__train_transform__crop_size=12))
     batch, labels = next(iter(data.train))
     assert batch.shape == (8, 3, 12, 12) and labels.shape == (8,) and len(data.train) == 3
     white = Image.new("RGB", (20, 20), (255, 255, 255))
@@ -259,23 +279,16 @@ def test_images_are_cropped_as_asked_and_normalised_as_in_pretraining(images, tm
 
 
 def test_without_own_transforms_the_hosts_of_224_pixels_are_used(images, checkpoints):
-    cfg, pretrained = checked_linear(
-        linear_cfg(
-            images,
-            checkpoints["carp"],
-            data__train_transform=None,
-            data__eval_transform=None,
-        )
-    )
-    data = labelled_data(cfg, pretrained.cfg)
+    none = {"data__train_transform": None, "data__eval_transform": None}
+    data = data_of(linear_settings(images, checkpoints["carp"], **none))
     image = Image.new("RGB", (300, 260))
     assert data.train.dataset.dataset.dataset.transform(image).shape == (3, 224, 224)
     assert data.val.dataset.dataset.transform(image).shape == (3, 224, 224)
 
 
 def test_backbone_and_method_are_those_of_the_checkpoint(images, checkpoints):
-    cfg, pretrained = checked_linear(linear_cfg(images, checkpoints["swav"]))
-    assert (cfg.backbone.name, cfg.pretrain_method) == ("resnet18", "swav")
+    model, pretrained = built(linear_settings(images, checkpoints["swav"]))
+    assert (model.cfg.backbone.name, model.cfg.pretrain_method) == ("resnet18", "swav")
     assert pretrained.networks == load_pretrained(checkpoints["swav"]).networks == ("student",)
 
 

@@ -1,10 +1,9 @@
 """What values may be: each kind takes what it should and nothing else, and says so in the same words."""
 
-from typing import Any, Dict, Optional, Tuple, Union
+from typing import Annotated, Any, Dict, Optional, Tuple, Union
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
-from typing_extensions import Annotated
 
 from carp_plugin.settings import kinds
 from carp_plugin.settings.model import Settings, field_at, key

@@ -177,7 +177,7 @@ FLAGS = [
     (["--k", "0"], "--k must be a whole number of at least 1, got 0."),
     (["--k", "5", "-1"], "--k must be a whole number of at least 1, got -1."),
     (["--temperature", "nan"], "--temperature must be a number above 0, got nan."),
-    (["--batch_size", "0"], "--batch_size must be a whole number of at least 1 or null, got 0."),
+    (["--batch_size", "0"], "--batch_size must be a whole number of at least 1, got 0."),
     (["--networks", "pupil"], "argument --networks: invalid choice: 'pupil'"),
     (["--json"], "argument --json: expected one argument; see main_knn.py --help."),
     (["--kk", "1"], "--kk is not a flag of main_knn.py; did you mean '--k'?"),

@@ -56,8 +56,8 @@ else:
         """
         if cfg.equalization.prob or not cfg.rrc.enabled:
             raise UserError(
-                "with data.format=dali solo-learn 1.0.2 has neither equalization nor rrc.enabled=False; "
-                "set equalization.prob to 0 and rrc.enabled to True, or use data.format=image_folder."
+                "with data.format=dali solo-learn 1.0.2 has neither equalization nor views without a random crop; set "
+                "equalization.prob of the pipelines to 0 and rrc.enabled to True, or use data.format=image_folder."
             )
         return CustomTransform(
             device=dali_device,
