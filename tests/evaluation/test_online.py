@@ -54,3 +54,18 @@ def test_a_method_without_teacher_has_one_curve(images):
 def test_seconds_of_training_are_noted(images):
     _, epochs, _ = trained(images, 0, max_epochs=2)
     assert all(epoch["train_seconds"] > 0 for epoch in epochs)
+
+
+def test_the_layer_on_random_features_takes_its_batches_one_by_one(images, monkeypatch):
+    """Accumulated batches raise the rate of the online classifier, which steps on their mean, and not this one's."""
+    seen = []
+
+    def accuracy(*features, **how):
+        seen.append(how)
+        return 0.0
+
+    monkeypatch.setattr("carp_plugin.evaluation.online.linear_accuracy", accuracy)
+    for accumulated in (1, 2):
+        trained(images, 0, max_epochs=1, accumulate_grad_batches=accumulated)
+    assert seen[0] == seen[1] and seen[0]["batch_size"] == 8
+    assert seen[0]["lr"] == pytest.approx(0.3 * 8 / 256)

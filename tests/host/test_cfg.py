@@ -5,12 +5,13 @@ import pytest
 from carp_plugin.data.folders import count_classes
 from carp_plugin.evaluation import linear as evaluation
 from carp_plugin.evaluation.checkpoint import load_pretrained
+from carp_plugin.host import METHODS, method_keys
 from carp_plugin.host.cfg import pretrain_cfg
 from carp_plugin.settings.parts import CLASSES
 from carp_plugin.training.devices import machine_of
 from carp_plugin.training.plan import plan_of
 from carp_plugin.training.pretraining import build_model
-from tests.helpers import augmentation, image_folder, small_settings
+from tests.helpers import METHOD_KWARGS, augmentation, image_folder, small_settings
 from tests.linear_helpers import linear_settings, write_checkpoint
 
 RATES = {"optimizer__lr": 0.3, "scheduler__min_lr": 0.006, "optimizer__batch_size": 8}
@@ -70,6 +71,16 @@ def test_the_rates_of_the_plan_are_those_of_the_method(
     for key in ("lr", "classifier_lr"):
         assert cfg.optimizer[key] == model.cfg.optimizer[key]
     assert list(cfg.devices) == list(range(devices)) and cfg.num_nodes == nodes
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name in METHOD_KWARGS])
+def test_every_key_of_a_method_stands_in_the_configuration_that_it_has(method, images):
+    """So a run that is resumed is compared by the host's own defaults, whatever we take them for."""
+    settings = small_settings(images, method)
+    kwargs = build_model(settings, machine_of(settings)).cfg.method_kwargs
+    assert method_keys(method) <= set(kwargs) and len(kwargs) >= 2
+    given = settings.method_kwargs.model_dump(mode="json")
+    assert {key: kwargs[key] for key in given} == given
 
 
 @pytest.mark.parametrize("devices, nodes, accumulated", MACHINES)

@@ -108,6 +108,12 @@ def test_what_is_printed_is_what_the_optimizer_does(run):
         assert rank["steps"] == steps * epochs
         assert rank["batches"][0]["lr"] == pytest.approx(first, rel=1e-3)
         assert rank["last lr"] == pytest.approx(last, rel=1e-3)
+    plan = ranks[0]["summary"]["plan"]
+    assert plan["machine"] == {"accelerator": "cpu", "devices": [*range(world_size)], "nodes": 1}
+    assert (plan["steps_per_epoch"], plan["total_steps"]) == (steps, steps * epochs)
+    assert plan["global_batch"] == BATCH * world_size * accumulated(settings)
+    assert plan["lr"] == pytest.approx(ranks[0]["batches"][0]["lr"])
+    assert plan["min_lr"] == pytest.approx(ranks[0]["last lr"])
     # lr x global batch / 256, accumulated batches included; min_lr x accumulated batches
     assert first == pytest.approx(0.3 * BATCH * world_size * accumulated(settings) / 256, rel=1e-3)
     assert last == pytest.approx(0.001 * accumulated(settings), rel=1e-3)
