@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Optional, Set
+from typing import List, Optional, Set
 
 from solo.args.linear import parse_cfg as parse_linear_cfg
 from solo.args.pretrain import parse_cfg as parse_pretrain_cfg
@@ -34,7 +34,7 @@ from solo.utils.auto_resumer import AutoResumer
 from solo.utils.checkpointer import Checkpointer
 from solo.utils.knn import WeightedKNNClassifier
 from solo.utils.lars import LARS
-from solo.utils.lr_scheduler import LinearWarmupCosineAnnealingLR
+from solo.utils.lr_scheduler import LinearWarmupCosineAnnealingLR as _WarmupCosine
 from solo.utils.misc import make_contiguous, omegaconf_select
 from solo.utils.momentum import MomentumUpdater, initialize_momentum_params
 
@@ -85,6 +85,26 @@ except ImportError:
     AutoUMAP = None
 
 BACKBONES = BaseMethod._BACKBONES
+
+
+class LinearWarmupCosineAnnealingLR(_WarmupCosine):
+    """The host's schedule, for runs without a warm-up and beyond its end.
+
+    The host's begins every parameter group at the backbone's rate where there is no warm-up, and climbs back up once
+    it has come down. Arguments as the host's.
+    """
+
+    def get_lr(self) -> List[float]:
+        """Learning rate of each parameter group at the current step."""
+        if self.last_epoch == 0 and self.warmup_epochs == 0:
+            return list(self.base_lrs)
+        if self.last_epoch > self.max_epochs:
+            return [group["lr"] for group in self.optimizer.param_groups]
+        return super().get_lr()
+
+
+_base.LinearWarmupCosineAnnealingLR = LinearWarmupCosineAnnealingLR
+_linear.LinearWarmupCosineAnnealingLR = LinearWarmupCosineAnnealingLR
 
 _linear.accuracy_at_k = within_classes(_linear.accuracy_at_k)
 _base.accuracy_at_k = within_classes(_base.accuracy_at_k)

@@ -51,6 +51,7 @@ class LinearWarmupCosineAnnealingLR(LRScheduler):
                 self.warmup_start_lr + done * (lr - self.warmup_start_lr) for lr in self.base_lrs
             ]
         done = (step - self.warmup_epochs) / max(self.max_epochs - self.warmup_epochs, 1)
+        done = min(done, 1.0)  # beyond its end it stays down
         shape = (1 + math.cos(math.pi * done)) / 2
         return [self.eta_min + shape * (lr - self.eta_min) for lr in self.base_lrs]
 
