@@ -173,6 +173,7 @@ MISTAKES = [
     (["--networks", "teacher"], r"simsiam has no teacher; it has student"),
     (["--feature_type", "head"], r"invalid choice: 'head'"),
     (["--temperature", "0"], r"--temperature must be a number above 0, got 0"),
+    (["--temperature", "nan"], r"--temperature must be a number above 0, got nan"),
     (["--distance_function", "euclidean"], r"euclidean is not offered"),
     (["--val_data_path", "gone"], r"--val_data_path gone does not exist.*as --val_data_path PATH"),
     (["--device", "tpu"], r"--device tpu is unknown"),
