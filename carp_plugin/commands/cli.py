@@ -32,6 +32,8 @@ def saying_mistakes() -> Iterator[None]:
     except KeyboardInterrupt as interrupt:
         said = str(interrupt) or "interrupted."
         _leave(said if is_first_of_node() else "", getattr(interrupt, "code", 130))
+    except Said:
+        _leave("", 2)
     except UserError as error:
         _leave(f"error: {_own_sentence(error)}", 2)
     except Exception as error:
@@ -59,12 +61,25 @@ def silence_third_parties() -> None:
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # greets from every process
 
 
-def _leave(message: str, code: int) -> None:
+class Said(UserError):
+    """A mistake that has been said already."""
+
+
+def _say(message: str) -> None:
     # What the user typed may hold line breaks and commands to the terminal.
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
     if shown and has_the_say():
         print(shown, file=sys.stderr)
+
+
+def _leave(message: str, code: int) -> None:
+    _say(message)
     sys.exit(code)
+
+
+def _overrides(job: Sequence[str]) -> str:
+    """What tells a job from the others of a sweep: its settings, without the flags."""
+    return " ".join(word.lstrip("+") for word in job if "=" in word and not word.startswith("-"))
 
 
 def _own_sentence(error: UserError) -> str:
@@ -125,13 +140,20 @@ class Command:
                 f"no configuration is named; add --config-name NAME, one of {names or 'none here'} (in {typed.folder})."
             )
         before = sys.argv
-        sys.argv = [before[0], *typed.arguments]
+        sys.argv = [before[0], *typed.flags, *typed.overrides]
 
         def task(cfg: Any) -> Any:
-            # Lightning starts the other processes with what the user typed.
-            sys.argv = before
-            with saying_mistakes():
+            # Lightning starts the other processes with what the user typed, of several jobs with this one's part of it.
+            job = typed.job_of_several()
+            sys.argv = before if job is None else [before[0], *job]
+            if job is None:
+                with saying_mistakes():
+                    return self.do(cfg)
+            try:
                 return self.do(cfg)
+            except UserError as error:  # said at once: the other jobs go on
+                _say(f"error: {_own_sentence(error)} (of the job {_overrides(job)})")
+                raise Said() from error
 
         self._hydra(task)
 

@@ -10,10 +10,12 @@ import re
 from pathlib import Path
 from typing import Any, Callable, List, NamedTuple, NoReturn, Optional, Sequence, Type
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import QuotedString
 from hydra.errors import HydraException
 from hydra.main import get_args_parser
+from hydra.types import RunMode
 from pydantic import BaseModel
 
 from carp_plugin.errors import UserError, did_you_mean
@@ -34,12 +36,22 @@ class Typed(NamedTuple):
     Attributes:
         folder: of the configuration; None where Hydra is to find it (``pkg://``).
         name: of the configuration; None where none was named.
-        arguments: for Hydra, flags first.
+        flags: for Hydra.
+        overrides: in Hydra's grammar.
     """
 
     folder: Optional[Path]
     name: Optional[str]
-    arguments: List[str]
+    flags: List[str]
+    overrides: List[str]
+
+    def job_of_several(self) -> Optional[List[str]]:
+        """The arguments of the job that is running alone, where it is one of several (``-m``); None where it is not."""
+        running = HydraConfig.get()
+        if running.mode != RunMode.MULTIRUN:
+            return None
+        flags = [flag for flag in self.flags if flag not in ("-m", "--multirun")]
+        return [*flags, *running.overrides.task]
 
 
 def read_arguments(
@@ -73,7 +85,7 @@ def read_arguments(
     several = given.multirun or "hydra.mode=MULTIRUN" in given.overrides
     groups = _groups(folder)
     overrides = [hydra_override(text, model, several, groups) for text in given.overrides]
-    return Typed(folder, name, [*flags, *overrides])
+    return Typed(folder, name, flags, overrides)
 
 
 def _refused_flags(message: str) -> NoReturn:

@@ -8,6 +8,9 @@ import re
 from carp_plugin.errors import UserError
 from carp_plugin.terminal import under_srun
 
+#: What tells a process of the others; any of them is enough for Lightning, or torch, to look for them.
+_OF_LAUNCHERS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+
 
 def check_launcher(devices: int, nodes: int) -> None:
     """What torchrun or srun has started fits the configuration; else the processes would wait for each other.
@@ -37,6 +40,24 @@ def check_launcher(devices: int, nodes: int) -> None:
                 f"{devices} and num_nodes={nodes}; srun must start one task a device: use "
                 f"--nodes={nodes} --ntasks-per-node={devices}, or devices={tasks or 1} num_nodes={slurm_nodes}."
             )
+    else:
+        _check_strays()
+
+
+def _check_strays() -> None:
+    """Without a launcher none of its variables stands: Lightning would take this process for one of several.
+
+    Raises:
+        UserError: one does, and nothing says where the others are.
+    """
+    strays = [name for name in _OF_LAUNCHERS if name in os.environ]
+    if strays and not all(name in os.environ for name in ("MASTER_ADDR", "MASTER_PORT")):
+        named = ", ".join(f"{name}={os.environ[name]}" for name in strays)
+        raise UserError(
+            f"the environment says {named}, as a launcher tells its processes, but neither torchrun nor srun has started "
+            f"this one: `unset {' '.join(strays)}`, or start it with torchrun. (By hand, each process needs MASTER_ADDR "
+            "and MASTER_PORT too.)"
+        )
 
 
 def another_ended(error: BaseException) -> bool:

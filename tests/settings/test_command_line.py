@@ -227,3 +227,33 @@ def test_the_processes_that_lightning_starts_are_given_what_the_user_typed(confi
     with pytest.raises(IndexError):  # nothing was kept
         settings_of(words)
     assert seen[0][1:] == words and Path(seen[0][0]).name == "main_pretrain.py"
+
+
+def test_a_job_of_several_that_fails_does_not_end_the_others(configured, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr("tests.settings.captured.keep", lambda s: seen.append(s.optimizer.lr))
+    line = (
+        "--config-path . --config-name small.yaml optimizer.lr=0.1,-1,0.2,-2 -m"  # flags last too
+    )
+    with pytest.raises(SystemExit) as left:
+        settings_of(typed_in_bash(line, configured))
+    err = capsys.readouterr().err
+    assert left.value.code == 2 and seen == [0.1, 0.2] and "Traceback" not in err
+    for value in ("-1", "-2"):
+        says = f"error: optimizer.lr must be a number of at least 0, got {value}. (of the job optimizer.lr={value})"
+        assert says in err.splitlines()
+
+
+def test_the_processes_of_one_job_of_several_are_given_that_job_alone(configured, monkeypatch):
+    """Or each would run the whole sweep."""
+    import sys
+
+    seen = []
+    monkeypatch.setattr("tests.settings.captured.keep", lambda settings: seen.append(sys.argv[1:]))
+    line = "--config-path . --config-name small.yaml -m seed=0,1 data.train_path='/a b'"
+    with pytest.raises(IndexError):  # nothing was kept
+        settings_of(typed_in_bash(line, configured))
+    monkeypatch.undo()
+    assert len(seen) == 2 and not {"-m", "--multirun"} & {word for words in seen for word in words}
+    for seed, words in enumerate(seen):
+        assert settings_of(words).seed == seed and settings_of(words).data.train_path == "/a b"

@@ -157,3 +157,29 @@ def test_sigterm_ends_both_ranks_after_a_checkpoint_and_resumed_they_end_as_a_wh
         content = torch.load(path, weights_only=True)
         ends.append({key: content[key] for key in ("state_dict", "optimizer_states")})
     assert_same(*ends)
+
+
+STRAYS = [
+    ({"LOCAL_RANK": "0"}, "says LOCAL_RANK=0, .* `unset LOCAL_RANK`, or start it with torchrun"),
+    ({"LOCAL_RANK": "1"}, "says LOCAL_RANK=1"),
+    ({"RANK": "0", "WORLD_SIZE": "1"}, "says RANK=0, WORLD_SIZE=1, .* `unset RANK WORLD_SIZE`"),
+    ({"NODE_RANK": "0"}, "says NODE_RANK=0"),
+    ({"GROUP_RANK": "1", "MASTER_ADDR": "a"}, "says GROUP_RANK=1"),
+]
+
+
+@pytest.mark.parametrize("variables, says", STRAYS, ids=[str(s[0]) for s in STRAYS])
+def test_a_variable_that_a_launcher_has_left_behind_is_named(variables, says, launched, tmp_path):
+    """Lightning would wait for the others for ever, or train as rank 1 of nothing."""
+    launched(variables)
+    for devices in (1, 2):
+        with pytest.raises(UserError, match=says):
+            machine_of(small_settings(tmp_path, devices=devices, strategy="ddp"))
+
+
+def test_processes_that_are_started_by_hand_know_their_master(launched, tmp_path):
+    by_hand = {"LOCAL_RANK": "0", "NODE_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "29500"}
+    launched(by_hand)
+    assert machine_of(small_settings(tmp_path, devices=1, num_nodes=2)).world == 2
+    launched({})
+    assert machine_of(small_settings(tmp_path)).world == 1
