@@ -15,12 +15,15 @@ from carp_plugin.errors import UserError
 from carp_plugin.evaluation.knn import KnnResult, classify
 from carp_plugin.evaluation.offline import Prepared, machine_of_evaluation, prepare
 from carp_plugin.evaluation.search import search
-from carp_plugin.evaluation.store import Features, stream
+from carp_plugin.evaluation.store import Features, describe, stream
 from carp_plugin.settings.offline import Knn
 from carp_plugin.terminal import say
 from carp_plugin.training.callbacks.history import write_json
 from carp_plugin.training.report import provenance
 from carp_plugin.training.state import file_sha256
+
+#: Classes among which the first five are no feat.
+FEW = 5
 
 #: (network, features) -> temperature -> what was measured.
 Results = Dict[Tuple[str, str], Dict[float, KnnResult]]
@@ -38,10 +41,7 @@ def knn(flags: Knn) -> Dict[str, Any]:
     _check_flags(flags)
     run = prepare(flags)
     bank_images = len(run.train.dataset)  # type: ignore[arg-type]
-    if max(flags.k) > bank_images:
-        raise UserError(
-            f"--k {max(flags.k)} is larger than the bank of {bank_images} training images; give smaller ones."
-        )
+    flags = with_fitting_k(flags, bank_images)
     networks, dtype = run.networks(), getattr(torch, flags.feature_dtype)
     store = None if flags.store is None else Path(flags.store)
     banks, queries = (
@@ -55,6 +55,9 @@ def knn(flags: Knn) -> Dict[str, Any]:
         )
         for split, loader in (("train", run.train), ("val", run.val))
     )
+    if store:
+        for split, loader, rows in (("train", run.train, banks), ("val", run.val, queries)):
+            describe(store / split, loader, next(iter(rows.values())).targets)
     say_bad_images(run.train)
     results = {
         (name, kind): _measure(
@@ -63,6 +66,9 @@ def knn(flags: Knn) -> Dict[str, Any]:
         for name, kind in run.columns
     }
     say(table(results, f"{run.pretrained.method}: k-NN accuracy on the validation images, %"))
+    classes = next(iter(next(iter(results.values())).values())).classes
+    if classes <= FEW:
+        say(f"{classes} classes: top-5 would say nothing, and is left out")
     for (name, kind), found in results.items():
         recall = next(iter(found.values())).recall
         if recall is not None:
@@ -74,6 +80,25 @@ def knn(flags: Knn) -> Dict[str, Any]:
     if flags.json_file:
         _write(Path(flags.json_file), summary)
     return summary
+
+
+def with_fitting_k(flags: Knn, bank: int) -> Knn:
+    """The flags with as many neighbours as there are training images: a default that does not fit is left out, and said.
+
+    Raises:
+        UserError: one that was given does not fit.
+    """
+    too_many = [k for k in flags.k if k > bank]
+    if not too_many:
+        return flags
+    if "k" in flags.model_fields_set:
+        raise UserError(
+            f"--k {max(too_many)} is larger than the bank of {bank} training images; give smaller ones."
+        )
+    left = tuple(k for k in flags.k if k <= bank) or (bank,)
+    listed = ", ".join(map(str, too_many))
+    say(f"k = {listed} left out: the bank has {bank} training images; --k takes others.")
+    return flags.model_copy(update={"k": left})
 
 
 def _check_flags(flags: Knn) -> None:
@@ -110,16 +135,20 @@ def table(results: Results, title: str) -> Table:
     shown = Table(title=title)
     shown.add_column("k", justify="right")
     first = next(iter(results.values()))
+    some_classes = next(iter(first.values())).classes
     if len(first) > 1:
         shown.add_column("tau", justify="right")
     for name, kind in results:
         shown.add_column(f"{name}\n{kind}\ntop-1", justify="right")
-        shown.add_column("\n\ntop-5", justify="right")
+        if some_classes > FEW:
+            shown.add_column("\n\ntop-5", justify="right")
     for tau, some in first.items():
         for k in some.top1:
             cells = [str(k)] + ([f"{tau:g}"] if len(first) > 1 else [])
             for found in results.values():
-                cells += [f"{found[tau].top1[k]:.2f}", f"{found[tau].top5[k]:.2f}"]
+                cells.append(f"{found[tau].top1[k]:.2f}")
+                if some_classes > FEW:
+                    cells.append(f"{found[tau].top5[k]:.2f}")
             shown.add_row(*cells)
     return shown
 

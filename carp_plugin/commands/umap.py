@@ -13,12 +13,11 @@ from torch.utils.data import DataLoader
 from carp_plugin.data.loaders import say_bad_images
 from carp_plugin.errors import UserError
 from carp_plugin.evaluation.offline import Prepared, prepare
-from carp_plugin.evaluation.store import stream
+from carp_plugin.evaluation.store import class_names, image_names, stream
 from carp_plugin.evaluation.umap import (
     FEWEST,
     SPLITS,
     Projection,
-    class_names,
     load_umap,
     not_writable,
     picture,
@@ -35,7 +34,7 @@ def umap(flags: Umap) -> List[Path]:
 
     Returns:
         List[Path]: of the files: for every network, features and split a ``.png``, a ``.pdf``, and a ``.npz`` with
-        ``coordinates`` (N, 2) float32 and ``labels`` (N,) int64.
+        ``coordinates`` (N, 2) float32, ``labels`` (N,) int64, and ``paths`` and ``classes`` as text.
 
     Raises:
         UserError: a mistake in the flags, the checkpoint or the data, umap-learn is missing, too few images, or a
@@ -53,7 +52,10 @@ def umap(flags: Umap) -> List[Path]:
         for split, loader in loaders.items()
     }
     say_bad_images(run.train)
-    classes = class_names(run.train, [feats for by in rows.values() for feats in by.values()])
+    classes = class_names(
+        run.train, [feats.targets for by in rows.values() for feats in by.values()]
+    )
+    paths = {split: image_names(loader) for split, loader in loaders.items()}
     jobs = [(split, *column) for column in run.columns for split in SPLITS]
     quiet = not sys.stdout.isatty()
     projections, files = [], []
@@ -62,7 +64,9 @@ def umap(flags: Umap) -> List[Path]:
         found = Projection(
             network, kind, split, project(feats, reducer, flags.seed), feats.targets.numpy()
         )
-        files += write(found, picture(found, run.pretrained.method, classes), folder)
+        files += write(
+            found, picture(found, run.pretrained.method, classes), folder, paths[split], classes
+        )
         projections.append(found)
     say(table(projections, f"{run.pretrained.method}: UMAP, seed {flags.seed}"))
     say(f"written to {folder}")

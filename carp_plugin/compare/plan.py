@@ -15,6 +15,7 @@ from carp_plugin.settings.comparison import Asked, Comparison
 from carp_plugin.settings.linear import Linear
 from carp_plugin.settings.pretraining import Pretraining, read_pretraining
 from carp_plugin.settings.reading import read
+from carp_plugin.terminal import say
 from carp_plugin.training.pretraining import check_run
 
 
@@ -85,7 +86,7 @@ def plan(asked: Asked) -> Plan:
         )
         data.update(train_path=str(train), val_path=str(val), prepare=None)
     first = _read(settings, shared, settings.methods[0], {})
-    _check_bank(settings, first)
+    settings = _with_fitting_k(settings, first)
     _check_linear(settings)
     for method in settings.methods:
         for trial in _trials(settings, method):
@@ -110,17 +111,25 @@ def _check_methods(settings: Comparison) -> None:
             raise UserError(f"settings.{method}: unknown method{did_you_mean(method, known)}")
 
 
-def _check_bank(settings: Comparison, first: Pretraining) -> None:
+def _with_fitting_k(settings: Comparison, first: Pretraining) -> Comparison:
+    """The comparison with as many neighbours as there are training images; what does not fit is left out, and said."""
     if first.data.val_path is None or first.data.no_labels:
         raise UserError(
             "a comparison needs labelled images; give data.val_path, with one folder a class as in data.train_path."
         )
+    if settings.knn is None:
+        return settings
     images = count_images(first.data.train_path)
-    most = max(settings.knn.k) if settings.knn else 0
-    if most > images:
+    fitting = tuple(k for k in settings.knn.k if k <= images)
+    if not fitting:
         raise UserError(
-            f"knn.k={most} is more than the {images} training images; give smaller ones, as in knn.k=[10,20]."
+            f"knn.k={list(settings.knn.k)} are more than the {images} training images; give smaller ones, as in "
+            "knn.k=[10,20]."
         )
+    if len(fitting) < len(settings.knn.k):
+        left_out = ", ".join(str(k) for k in settings.knn.k if k > images)
+        say(f"warning: k = {left_out} left out, for there are {images} training images.", "yellow")
+    return settings.model_copy(update={"knn": settings.knn.model_copy(update={"k": fitting})})
 
 
 def _check_linear(settings: Comparison) -> None:

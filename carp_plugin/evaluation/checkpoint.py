@@ -30,6 +30,7 @@ from carp_plugin.training.state import (
     find_checkpoint,
     fit,
     read_checkpoint,
+    wrapper_in,
 )
 
 #: DINO calls its projector head.
@@ -166,6 +167,9 @@ def load_pretrained(path: Union[str, Path]) -> Pretrained:
     state = {name: tensor for name, tensor in state.items() if name not in buffers}
     result = fit(own, state)
     if result.complaint():
+        wrapped = wrapper_in(own, state)
+        if wrapped is not None:
+            raise UserError(f"the checkpoint {path} is of a wrapped model: {wrapped}.")
         backbone = any(name.startswith(tuple(NETWORKS.values())) for name in result.reshaped)
         raise UserError(
             f"the checkpoint {path} does not fit the {trained.method} on {trained.backbone.name} that its args.json "

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from carp_plugin.evaluation.features import FeatureEvaluator, linear_accuracy
 from carp_plugin.settings.pretraining import Evaluation, Pretraining
-from carp_plugin.terminal import is_main_process
+from carp_plugin.terminal import is_main_process, say
 from carp_plugin.training.plan import Plan
 from carp_plugin.training.report import Row
 from carp_plugin.training.state import NETWORKS
@@ -55,7 +55,7 @@ class OnlineEvaluation:
 
     Attributes:
         curve: measures at the end of epochs.
-        k: neighbours.
+        k: neighbours; all training images where there are fewer.
     """
 
     def __init__(
@@ -65,10 +65,14 @@ class OnlineEvaluation:
         device: torch.device,
     ) -> None:
         wanted = evaluation.enabled and is_main_process()
+        bank = len(loaders[0].dataset) if loaders else evaluation.k  # type: ignore[arg-type]
+        self.k = min(evaluation.k, bank)
+        if self.k < evaluation.k and wanted:
+            said = f"evaluation.k={evaluation.k} is more than the {bank} training images"
+            say(f"warning: {said}: the {self.k} of them vote.", "yellow")
         self.evaluator = FeatureEvaluator(
-            loaders if wanted else None, device, evaluation.k, evaluation.temperature
+            loaders if wanted else None, device, self.k, evaluation.temperature
         )
-        self.k = evaluation.k
         self.curve = KnnCurve(self.evaluator, evaluation.frequency)
 
     def before(self, model: Any, settings: Pretraining, plan: Plan) -> Row:

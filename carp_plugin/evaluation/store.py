@@ -6,7 +6,18 @@ import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+from typing import (
+    Any,
+    BinaryIO,
+    Dict,
+    Iterator,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 import numpy as np
 import torch
@@ -15,7 +26,9 @@ import torch.nn.functional as F
 from rich.progress import track
 from torch.utils.data import DataLoader
 
+from carp_plugin.data.images import named_images
 from carp_plugin.errors import UserError
+from carp_plugin.training.callbacks.history import write_json
 
 
 class Features(NamedTuple):
@@ -48,7 +61,8 @@ def extract(
     feats, targets = [], []
     with _evaluating(backbone):
         for images, labels in _progress(loader, title):
-            feats.append(backbone(images.to(device, non_blocking=True)).float().cpu())
+            images = images.to(device, type_of(backbone), non_blocking=True)
+            feats.append(backbone(images).float().cpu())
             targets.append(labels)
     return Features(torch.cat(feats), torch.cat(targets))
 
@@ -101,7 +115,7 @@ def stream(
             for images, labels in _progress(loader, title):
                 images = images.to(device, non_blocking=True)
                 for name, (backbone, heads) in networks.items():
-                    feats = backbone(images)
+                    feats = backbone(images.to(type_of(backbone)))
                     for head, module in heads.items():
                         unit = F.normalize(module(feats).float().flatten(1))
                         rows[f"{name}/{head}"].append(unit.to(dtype).cpu())
@@ -115,6 +129,43 @@ def stream(
     finally:
         for row in rows.values():
             row.discard()
+
+
+def image_names(loader: DataLoader) -> List[str]:
+    """Paths of a loader's images in its order, or their numbers where images have no files of their own."""
+    named = named_images(loader)
+    total = len(loader.dataset)  # type: ignore[arg-type]
+    return (named.files() if named else []) or [f"number {index}" for index in range(total)]
+
+
+def class_names(loader: DataLoader, targets: Sequence[torch.Tensor]) -> List[str]:
+    """Names of the classes in the order of the labels, or their numbers where the data set has no names.
+
+    Args:
+        loader: of (images, labels).
+        targets: labels of all images, whose highest counts the classes where they have no names.
+    """
+    dataset: Any = loader.dataset
+    names = getattr(
+        getattr(dataset, "dataset", None), "classes", None
+    )  # within what names bad images
+    if names is None:
+        names = range(1 + max(int(labels.max()) for labels in targets))
+    return [str(name) for name in names]
+
+
+def describe(folder: Path, loader: DataLoader, targets: torch.Tensor) -> None:
+    """Writes whose rows lie in a folder: ``images.json`` with ``paths``, ``labels`` and ``classes``, in their order.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    content = {
+        "paths": image_names(loader),
+        "labels": targets.tolist(),
+        "classes": class_names(loader, [targets]),
+    }
+    write_json(folder / "images.json", content)
 
 
 class _Rows:
@@ -167,6 +218,11 @@ class _Rows:
         if self.file is not None and self.unfinished is not None:
             self.file.close()
             self.unfinished.unlink(missing_ok=True)
+
+
+def type_of(module: nn.Module) -> torch.dtype:
+    """Of a module's weights, which its images must have too: 64-true and bf16-true convert it for good."""
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
 
 
 @contextmanager

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from rich.table import Table
-from torch.utils.data import DataLoader
 
 from carp_plugin.errors import UserError
 from carp_plugin.evaluation.drawing import (
@@ -159,13 +158,21 @@ def picture(found: Projection, method: str, classes: Sequence[str]) -> Picture:
     return Picture(found.name, f"UMAP. {title}, coloured by {len(classes)} classes.", figure)
 
 
-def write(found: Projection, drawn: Picture, folder: Path) -> List[Path]:
+def write(
+    found: Projection,
+    drawn: Picture,
+    folder: Path,
+    paths: Sequence[str],
+    classes: Sequence[str],
+) -> List[Path]:
     """Writes a picture as PNG and PDF, and what it shows as ``.npz``.
 
     Args:
         found: ``coordinates`` and ``labels`` go into the ``.npz``.
         drawn: the picture of it.
         folder: exists already.
+        paths: of the images, in the order of the coordinates; they go there too.
+        classes: names in the order of the labels; likewise.
 
     Raises:
         UserError: they cannot be written.
@@ -173,7 +180,13 @@ def write(found: Projection, drawn: Picture, folder: Path) -> List[Path]:
     data = folder / f"{found.name}.npz"
     try:
         files = [write_png(drawn, folder), write_pdf(drawn, folder)]
-        np.savez_compressed(data, coordinates=found.coordinates, labels=found.labels)
+        np.savez_compressed(
+            data,
+            coordinates=found.coordinates,
+            labels=found.labels,
+            paths=np.asarray(paths),
+            classes=np.asarray(classes),
+        )
     except OSError as error:
         raise UserError(not_writable(folder, error)) from error
     return [*files, data]
@@ -192,20 +205,6 @@ def table(projections: Sequence[Projection], title: str) -> Table:
         files = f"{found.name} .png .pdf .npz"
         shown.add_row(found.network, found.features, SPLITS[found.split], *numbers, files)
     return shown
-
-
-def class_names(loader: DataLoader, features: Sequence[Features]) -> List[str]:
-    """Names of the classes in the order of the labels, or their numbers where the data set has no names.
-
-    Args:
-        loader: of (images, labels), as :func:`carp_plugin.evaluation.offline.prepare` makes it.
-        features: of all images, whose highest label counts the classes where they have no names.
-    """
-    dataset: Any = loader.dataset
-    names = getattr(dataset.dataset, "classes", None)  # within what names bad images
-    if names is None:
-        names = range(1 + max(int(feats.targets.max()) for feats in features))
-    return [str(name) for name in names]
 
 
 def not_writable(folder: Path, error: OSError) -> str:

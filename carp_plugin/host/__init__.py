@@ -11,7 +11,7 @@ if HOST.kind == "current":
     from carp_plugin.host.current import *  # noqa: F403
     from carp_plugin.host.current import __all__ as _vocabulary
 else:
-    from carp_plugin.host.pypi import *  # noqa: F403
+    from carp_plugin.host.pypi import *  # type: ignore[assignment]  # noqa: F403
     from carp_plugin.host.pypi import __all__ as _vocabulary
 
 __all__ = ["HOST", "HostInfo", *_vocabulary]

@@ -10,7 +10,7 @@ import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ContextManager, Dict, List, Mapping, Tuple, Union
+from typing import Any, ContextManager, Dict, List, Mapping, Optional, Tuple, Union
 
 import torch
 
@@ -201,6 +201,27 @@ class Fit:
         ]
         fitting = self.total - len(self.missing) - len(self.reshaped)
         return f"{fitting} of {self.total} tensors fit, " + ", ".join(said) if said else ""
+
+
+#: What wrappers put into the names of tensors, and how the names without it are had.
+_WRAPPERS = {
+    "_orig_mod": ("torch.compile", "model._orig_mod.state_dict()"),
+    "module": ("DistributedDataParallel or DataParallel", "model.module.state_dict()"),
+}
+
+
+def wrapper_in(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> Optional[str]:
+    """Which wrapper has put its name into those of a checkpoint, which would fit without it; in a part of a sentence.
+
+    Args:
+        own: tensors of the model.
+        state: tensors of the checkpoint.
+    """
+    for word, (who, how) in _WRAPPERS.items():
+        bare = {".".join(part for part in name.split(".") if part != word) for name in state}
+        if bare != set(state) and bare == set(own):
+            return f"the names of its tensors hold `{word}.`, which {who} puts there; save {how} instead"
+    return None
 
 
 def fit(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> Fit:

@@ -117,6 +117,10 @@ def test_the_line_defines_the_number(run_of, images, tmp_path):
         (1.0, "teacher"),
     ]
     assert {p.name for p in Path("rows").rglob("*.npy")} == {"teacher-projector.npy"}
+    named = json.loads(Path("rows/val/images.json").read_text())
+    assert named["classes"] == [f"class_{i}" for i in range(6)] and len(named["paths"]) == 24
+    folders = [Path(path).parent.name for path in named["paths"]]
+    assert folders == [named["classes"][label] for label in named["labels"]]
     in_memory = knn(KNN.read(arguments))
     assert in_memory["results"] == found["results"]
 
@@ -205,3 +209,20 @@ def test_class_folders_that_differ_are_named(run_of, images, tmp_path):
     flags = ["--pretrained_checkpoint_dir", str(run_of("simsiam")), "--val_data_path", str(val)]
     with pytest.raises(UserError, match=r"class folders of --train_data_path .* differ \(cats, cl"):
         knn(KNN.read(flags))
+
+
+def test_a_default_that_does_not_fit_the_bank_is_left_out_and_said(run_of, capsys):
+    found = knn(KNN.read(["--pretrained_checkpoint_dir", str(run_of("simsiam"))]))
+    assert found["k"] == [10, 20]
+    assert "k = 100, 200 left out: the bank has 24 training images" in capsys.readouterr().out
+
+
+def test_the_first_five_of_five_classes_are_no_column(run_of, tmp_path, capsys):
+    few = image_folder(tmp_path / "few", classes=5)
+    both = ["--train_data_path", str(few / "train"), "--val_data_path", str(few / "val")]
+    found = knn(
+        KNN.read(["--pretrained_checkpoint_dir", str(run_of("simsiam")), "--k", "5", *both])
+    )
+    out = capsys.readouterr().out
+    assert found["classes"] == 5 and "5 classes: top-5 would say nothing" in out
+    assert "top-5 " not in out.partition("5 classes")[0]

@@ -2,6 +2,7 @@
 
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -81,7 +82,9 @@ def test_coordinates_are_those_of_the_networks_own_features(stub, checkpoints, t
             found = store.extract(network, loader, torch.device("cpu"))
             unit = torch.nn.functional.normalize(found.feats)
             with np.load(tmp_path / f"a/b/umap_teacher{part}_{split}.npz") as saved:
-                assert sorted(saved) == ["coordinates", "labels"]
+                assert sorted(saved) == ["classes", "coordinates", "labels", "paths"]
+                names = [Path(path).parent.name for path in saved["paths"]]
+                assert names == [saved["classes"][label] for label in saved["labels"]]
                 assert saved["coordinates"].dtype == np.float32
                 assert np.allclose(saved["coordinates"], unit[:, :2], atol=1e-3)
                 assert saved["labels"].tolist() == found.targets.tolist()

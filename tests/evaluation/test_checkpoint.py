@@ -18,6 +18,7 @@ from carp_plugin.training.devices import machine_of
 from carp_plugin.training.pretraining import build_model
 from carp_plugin.training.state import find_checkpoint, read_state_dict
 from tests.helpers import image_folder, small_settings
+from tests.linear_helpers import write_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -261,3 +262,19 @@ def test_a_configuration_that_builds_nothing_earns_one_sentence(byol, tmp_path, 
     with pytest.raises(UserError, match=says) as error:
         load_pretrained(folder)
     assert str(folder) in one_sentence(error)
+
+
+@pytest.mark.parametrize(
+    "word, who", [("_orig_mod", "torch.compile"), ("module", "DistributedDataParallel")]
+)
+@pytest.mark.parametrize("place", ["{word}.{name}", "{first}.{word}.{rest}"])
+def test_the_prefix_of_a_wrapper_is_named_with_what_to_do(word, who, place, images, tmp_path):
+    path = write_checkpoint(tmp_path / "run", images)
+    content = torch.load(path, weights_only=True)
+    content["state_dict"] = {
+        place.format(word=word, name=name, first=name.split(".")[0], rest=name.partition(".")[2]): t
+        for name, t in content["state_dict"].items()
+    }
+    torch.save(content, path)
+    with pytest.raises(UserError, match=rf"hold `{word}.`, which {who}.*save model.{word}.state_"):
+        load_pretrained(path)

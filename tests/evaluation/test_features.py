@@ -6,6 +6,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from carp_plugin.errors import UserError
+from carp_plugin.evaluation import store
 from carp_plugin.evaluation.features import (
     FeatureEvaluator,
     Features,
@@ -139,3 +140,17 @@ def test_a_folder_that_cannot_be_made_is_the_users_to_mend(tmp_path):
 
 def test_a_bank_smaller_than_k_gives_all_its_neighbours():
     assert knn_accuracy(blobs(0, n=9), blobs(1), k=20) == knn_accuracy(blobs(0, n=9), blobs(1), k=9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_images_have_the_type_of_the_networks_weights(dtype):
+    """precision=64-true and bf16-true convert the module for good."""
+    backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4)).to(dtype)
+    images = torch.arange(36.0).reshape(3, 3, 2, 2)
+    loader = torch.utils.data.DataLoader([(image, 0) for image in images], batch_size=2)
+    found = store.extract(backbone, loader, torch.device("cpu"))
+    assert found.feats.dtype == torch.float32
+    with torch.no_grad():
+        assert torch.equal(found.feats, backbone(images.to(dtype)).float())
+    rows = store.stream({"a": (backbone, {"b": torch.nn.Identity()})}, loader, torch.device("cpu"))
+    assert rows["a/b"].feats.shape == (3, 4)

@@ -10,7 +10,7 @@ from carp_plugin.data.loaders import NamesBadImages
 from carp_plugin.errors import UserError
 from carp_plugin.evaluation import store
 from carp_plugin.evaluation.drawing import PALETTE, colours, write_pdf, write_png
-from carp_plugin.evaluation.umap import Projection, class_names, picture, project
+from carp_plugin.evaluation.umap import Projection, picture, project
 from tests.evaluation.reducer import FirstTwo
 
 
@@ -99,7 +99,7 @@ def test_every_class_has_a_colour_of_its_own(count):
 def test_classes_without_names_are_numbers():
     loader = DataLoader(NamesBadImages([0]))
     some = [store.Features(torch.ones(2, 1), torch.tensor(labels)) for labels in ([0, 1], [3, 0])]
-    assert class_names(loader, some) == ["0", "1", "2", "3"]
+    assert store.class_names(loader, [rows.targets for rows in some]) == ["0", "1", "2", "3"]
 
 
 def test_umap_itself_separates_what_is_apart_and_takes_three_images(tmp_path):

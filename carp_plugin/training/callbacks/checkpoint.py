@@ -51,6 +51,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         for state in checkpoint.get("lr_schedulers", []):
             for key in [key for key, value in state.items() if callable(value)]:
                 del state[key]
+        # channels_last is a matter of strides, which other readers of the file refuse or would take over.
+        weights = checkpoint.get("state_dict", {})
+        checkpoint = {**checkpoint, "state_dict": {n: t.contiguous() for n, t in weights.items()}}
         target = Path(path)
         unfinished = target.with_name(target.name + f".{os.getpid()}{_UNFINISHED}")
         try:
