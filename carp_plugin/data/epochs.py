@@ -170,7 +170,7 @@ def epoch_loader(dataset: Dataset, batch_size: int, num_workers: int, seed: int)
         num_workers: processes that load images; 0 loads them in this one.
         seed: of orders and transforms.
     """
-    return DataLoader(
+    loader = DataLoader(
         EpochAugmented(dataset, seed),
         batch_size=batch_size,
         sampler=EpochOrder(len(dataset), seed),  # type: ignore[arg-type]
@@ -178,8 +178,23 @@ def epoch_loader(dataset: Dataset, batch_size: int, num_workers: int, seed: int)
         pin_memory=torch.cuda.is_available(),
         drop_last=True,
         generator=torch.Generator(),  # or a loader would draw from the one that training draws from
-        worker_init_fn=leave_signals,
     )
+    return with_our_workers(loader)
+
+
+def with_our_workers(loader: DataLoader) -> DataLoader:
+    """A loader whose workers leave signals alone, and are forked where the system can.
+
+    The hosts' data sets are local classes, which the other ways to start a process (the default on macOS, and on Linux
+    from Python 3.14 on) cannot hand over.
+
+    Args:
+        loader: changed in place.
+    """
+    loader.worker_init_fn = leave_signals
+    if loader.num_workers and "fork" in multiprocessing.get_all_start_methods():
+        loader.multiprocessing_context = "fork"
+    return loader
 
 
 def leave_signals(worker: int) -> None:

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from carp_plugin.data.dali import naming_dali_failures
-from carp_plugin.data.epochs import epoch_loader, leave_signals
+from carp_plugin.data.epochs import epoch_loader, with_our_workers
 from carp_plugin.data.images import NamesBadImages
 from carp_plugin.data.loaders import (
     Statistics,
@@ -86,7 +86,7 @@ def labelled_data(
     val = prepare_classification_dataloaders(
         named, named, batch_size=batch_size, num_workers=data.num_workers
     )[1]
-    val.worker_init_fn = leave_signals
+    with_our_workers(val)
     if data.format == "dali":
         train = _dali(data, batch_size, dali_device, val)
     else:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 
 from carp_plugin.data.dali import naming_dali_failures
-from carp_plugin.data.epochs import epoch_loader, leave_signals
+from carp_plugin.data.epochs import epoch_loader, with_our_workers
 from carp_plugin.data.images import (
     NamesBadImages,
     fingerprint,
@@ -208,8 +208,7 @@ def labelled_loaders(
         loader = prepare_classification_dataloaders(
             nothing, named, batch_size=batch_size, num_workers=data.num_workers
         )[1]
-        loader.worker_init_fn = leave_signals
-        both.append(loader)
+        both.append(with_our_workers(loader))
     return both[0], both[1]
 
 

@@ -79,6 +79,15 @@ class Linear(Run):
     auto_augment: Any = key(None, "refused where it is on")
 
     @model_validator(mode="after")
+    def _frozen_in_its_own_type(self) -> Linear:
+        if str(self.precision) in ("64", "64-true", "16-true", "bf16-true"):
+            raise rule(
+                f"precision={self.precision} would convert the frozen backbone itself, and its features with it; use "
+                "precision=32-true, or bf16-mixed or 16-mixed, which leave its weights alone."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _linear(self) -> Linear:
         for name in NOT_LINEAR:
             if getattr(self, name):

@@ -129,6 +129,13 @@ def test_a_linear_evaluation_says_which_checkpoint_is_meant(tmp_path):
         read_linear(values)
 
 
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true", 64])
+def test_a_frozen_backbone_is_not_converted(precision, tmp_path):
+    values = plain(linear_cfg(tmp_path, tmp_path, precision=precision))
+    with pytest.raises(UserError, match=f"^precision={precision} would convert the frozen backbone"):
+        read_linear(values)
+
+
 def test_keys_of_a_part_are_named_by_their_whole_place():
     with pytest.raises(UserError, match=r"^method_kwargs.partition=rndom is unknown; did you mean"):
         read(CarpKwargs, {"partition": "rndom"}, within="method_kwargs.")
