@@ -9,7 +9,7 @@ from typing import Dict, List, NamedTuple, Optional, Sequence
 
 #: Keys of a pretraining by the kind of value that they have.
 KEYS: Dict[str, Sequence[str]] = {
-    "whole": """max_epochs optimizer.batch_size data.num_workers seed num_nodes checkpoint.frequency
+    "whole": """max_epochs optimizer.batch_size data.num_workers data.max_pixels seed num_nodes checkpoint.frequency
         method_kwargs.proj_hidden_dim method_kwargs.proj_output_dim method_kwargs.num_prototypes
         method_kwargs.partition_size evaluation.k evaluation.frequency knn_eval.k auto_umap.frequency
         augmentations.0.crop_size augmentations.0.num_crops data.eval_transform.crop_size

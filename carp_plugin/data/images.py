@@ -5,11 +5,15 @@ Training goes on without a few bad files (``data.max_bad_fraction``); evaluation
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
+import stat
 import sys
+import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any, List, Optional, Sequence, Set, Tuple, Union
 
@@ -31,6 +35,24 @@ _SIZED = 1000  # files whose sizes tell one data set from another of the same na
 
 # Pillow advises to convert such images to RGBA; the transparency is dropped knowingly (see to_rgb).
 warnings.filterwarnings("ignore", message="Palette images with Transparency")
+
+
+#: Pillow's own limit against files of a few bytes that fill the memory; `data.max_pixels` is another one.
+MAX_PIXELS = 178_956_970
+# The limit is looked at here, image by image; Pillow would warn of half of it in every worker and epoch.
+Image.MAX_IMAGE_PIXELS = None
+
+#: What a file system, or a process with too many files open, says of a file that is sound: worth another try.
+_TRANSIENT = {
+    getattr(errno, name)
+    for name in "ESTALE EIO EMFILE ENFILE EAGAIN EINTR ETIMEDOUT ECONNRESET EHOSTDOWN ENOMEM EREMOTEIO".split()
+    if hasattr(errno, name)
+}
+_PAUSES = (0.1, 0.5, 2.0)  # seconds between tries
+
+
+class FileSystemError(UserError):
+    """A file that could not be read for a reason that lies not in it."""
 
 
 class ImageError(UserError):
@@ -102,15 +124,19 @@ class NamesBadImages(Dataset):
             are read by :func:`read_image` from here on; hidden files and files that are no images by their names
             are left out of a flat folder.
         max_bad_fraction: of the files of the data set that may be bad.
+        max_pixels: an image of more is bad.
 
     Raises:
         ImageError: from ``[]``, if there are more, with the path of a file and the reason.
     """
 
-    def __init__(self, dataset: Any, max_bad_fraction: float = 0.0) -> None:
+    def __init__(
+        self, dataset: Any, max_bad_fraction: float = 0.0, max_pixels: int = MAX_PIXELS
+    ) -> None:
         self.dataset, self.max_bad_fraction = dataset, max_bad_fraction
+        self._read = partial(_read, max_pixels=max_pixels)
         if hasattr(dataset, "samples"):
-            dataset.loader = _read
+            dataset.loader = self._read
         self._flat = hasattr(dataset, "images") and hasattr(dataset, "root")
         if self._flat:  # sorted: the order of a listing differs between machines
             dataset.images = sorted(filter(is_image_name, dataset.images))
@@ -139,7 +165,7 @@ class NamesBadImages(Dataset):
         if not self._flat:
             return self.dataset[index]
         # The host's flat folder opens its files itself.
-        return index, self.dataset.transform(_read(self.path(index))), -1
+        return index, self.dataset.transform(self._read(self.path(index))), -1
 
     def _note(self, index: int, why: Exception) -> None:
         """Marks an image as bad, and says so if it is new.
@@ -265,22 +291,52 @@ def _pillow_endings() -> Set[str]:
     return {e for e, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 
 
-def _read(path: Union[str, Path]) -> Image.Image:
-    if not os.path.isfile(path):  # a pipe would be waited for without end
-        raise _Unreadable("no such file" if not os.path.exists(path) else "it is not a file")
-    ImageFile.LOAD_TRUNCATED_IMAGES = (
-        False  # some packages set it, and half an image is read in silence
-    )
+def _read(path: Union[str, Path], max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """An image; a passing fault of the file system is waited for.
+
+    Raises:
+        FileSystemError: it did not pass.
+        _Unreadable: the file is no image that can be read.
+    """
+    for pause in _PAUSES:
+        try:
+            return _read_once(path, max_pixels)
+        except OSError:
+            time.sleep(pause)
     try:
+        return _read_once(path, max_pixels)
+    except OSError as error:
+        raise FileSystemError(
+            f"the image {path} could not be read in {len(_PAUSES) + 1} tries ({error.strerror}): that is the file "
+            "system's fault, or too many open files, not the image's; mend it, then the same command goes on."
+        ) from error
+
+
+def _read_once(path: Union[str, Path], max_pixels: int) -> Image.Image:
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for without end
+            raise _Unreadable("it is not a file")
+        # some packages set it, and half an image is read in silence
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
         with open(path, "rb") as file:
             image = Image.open(file)
+            pixels = image.size[0] * image.size[1]
+            if pixels > max_pixels:
+                raise _Unreadable(
+                    f"its {pixels:,} pixels are more than data.max_pixels={max_pixels}; if it is no trap, "
+                    f"data.max_pixels={pixels} takes it"
+                )
             image.load()
             if image.format in ("JPEG", "MPO") and not _jpeg_ends(file):
                 raise _Unreadable("it is cut off: the JPEG has no end")
             return to_rgb(image)
     except _Unreadable:
         raise
+    except FileNotFoundError:
+        raise _Unreadable("no such file") from None
     except Exception as error:  # decoders raise whatever they stumble over in a damaged file
+        if isinstance(error, OSError) and error.errno in _TRANSIENT:
+            raise
         raise _Unreadable(_reason(error)) from None
 
 
@@ -325,4 +381,4 @@ def _allowing(count: int, images: int) -> str:
 
 
 #: What a data set raises for an image it cannot read; the last ones come from data sets that read by themselves.
-_CANNOT_BE_READ = (_Unreadable, OSError, SyntaxError, Image.DecompressionBombError)
+_CANNOT_BE_READ = (_Unreadable, OSError, SyntaxError)

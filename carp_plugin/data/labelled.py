@@ -80,7 +80,8 @@ def labelled_data(
         )
     )
     check_batch(data.train_path, len(train_set), batch_size, world)
-    named, named_train = NamesBadImages(val_set), NamesBadImages(train_set, data.max_bad_fraction)
+    named = NamesBadImages(val_set, 0.0, data.max_pixels)
+    named_train = NamesBadImages(train_set, data.max_bad_fraction, data.max_pixels)
     _warn_of_sizes(data, named_train, named)
     # The host's validation loader neither shuffles nor drops.
     val = prepare_classification_dataloaders(

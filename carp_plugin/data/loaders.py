@@ -54,6 +54,8 @@ class Labelled(Protocol):
     @property
     def max_bad_fraction(self) -> float: ...
     @property
+    def max_pixels(self) -> int: ...
+    @property
     def eval_transform(self) -> Optional[Size]: ...
 
 
@@ -115,7 +117,7 @@ def pretrain_loader(
             data_fraction=data.fraction,
         )
     )
-    named = NamesBadImages(dataset, data.max_bad_fraction)
+    named = NamesBadImages(dataset, data.max_bad_fraction, data.max_pixels)
     check_batch(data.train_path, len(named), batch_size, world)
     _check_shapes(views, named)
     crop = max(view.crop_size for view in views)
@@ -201,7 +203,11 @@ def labelled_loaders(
     both = []
     size = data.eval_transform
     crop = size.crop_size if size and not size.resize else None  # else brought to a size first
-    for named in (NamesBadImages(train, data.max_bad_fraction), NamesBadImages(val)):
+    pixels = data.max_pixels
+    for named in (
+        NamesBadImages(train, data.max_bad_fraction, pixels),
+        NamesBadImages(val, 0.0, pixels),
+    ):
         if crop is not None:
             warn_of_sizes(named, crop, f"the central crop of {crop} px pads them with black")
         nothing = Subset(named, [0])  # the host wants a training set, whose loader is not used

@@ -79,6 +79,9 @@ class Data(Settings):
     max_bad_fraction: Number = key(
         0.01, "of the training images that may be unreadable: others stand in", ge=0, le=0.5
     )
+    max_pixels: Count = key(
+        178_956_970, "an image of more is bad: a few bytes may unpack to all memory", unit="pixels"
+    )
     eval_transform: Optional[Size] = key(
         None, "null: the host's transform of the data set (256, then 224 pixels)"
     )

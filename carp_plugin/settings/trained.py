@@ -43,6 +43,7 @@ class TrainedData(_Lenient):
     no_labels: Switch = key(False, "a flat folder")
     prepare: Optional[Text] = key(None, "embedded images")
     max_bad_fraction: Number = key(0.01, "of the images may be bad", ge=0, le=0.5)
+    max_pixels: Count = key(178_956_970, "an image of more is bad")
     eval_transform: Optional[Size] = key(None, "how images are brought to a size")
 
 

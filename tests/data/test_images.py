@@ -1,5 +1,6 @@
 """Reading images: what is refused, what every kind looks like as RGB, and how a few bad files are done without."""
 
+import errno
 import io
 import os
 import struct
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFile
-from torchvision.datasets.folder import pil_loader
+from torchvision.datasets.folder import ImageFolder, pil_loader
 
+from carp_plugin.data import images as reading
 from carp_plugin.data.epochs import EpochAugmented
 from carp_plugin.data.images import (
     ImageError,
@@ -407,3 +409,52 @@ def test_a_fingerprint_tells_names_and_sizes_and_bears_a_link_to_nowhere(tmp_pat
     before = of("a")
     (tmp_path / "a").write_bytes(b"12")
     assert of("a") != before
+
+
+def image_set(folder):
+    """An ImageFolder of three images in one class."""
+    for i in range(3):
+        write_image(folder / "a" / f"{i}.png", seed=i)
+    return ImageFolder(str(folder), transform=lambda image: image.size)
+
+
+@pytest.mark.parametrize("code", [errno.ESTALE, errno.EMFILE, errno.EIO])
+def test_a_passing_fault_of_the_file_system_is_waited_for(code, tmp_path, monkeypatch):
+    """Another image in its place would stay for ever, and bit-equality be gone."""
+    faults, read, pauses = [code, code], reading._read_once, []
+
+    def once(path, max_pixels):
+        if path.endswith("1.png") and faults:
+            raise OSError(faults.pop(), "not now")
+        return read(path, max_pixels)
+
+    monkeypatch.setattr(reading, "_read_once", once)
+    monkeypatch.setattr(reading.time, "sleep", pauses.append)
+    named = NamesBadImages(image_set(tmp_path), max_bad_fraction=0.5)
+    assert named[1] == ((20, 20), 0) and pauses == [0.1, 0.5] and not named.bad_images()
+
+
+def test_a_fault_that_does_not_pass_ends_as_what_it_is(tmp_path, monkeypatch):
+    def stale(path, *_, **__):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    named = NamesBadImages(image_set(tmp_path), max_bad_fraction=0.5)
+    monkeypatch.setattr(reading.os, "stat", stale)
+    monkeypatch.setattr(reading.time, "sleep", lambda seconds: None)
+    with pytest.raises(
+        UserError, match=r"0.png could not be read in 4 tries \(Stale file handle\)"
+    ) as caught:
+        named[0]
+    assert not isinstance(caught.value, ImageError)
+    assert not named.bad_images()
+
+
+def test_a_large_image_has_a_way_in_and_nobody_warns(tmp_path, recwarn):
+    data = image_set(tmp_path)
+    Image.new("L", (14_000, 13_500)).save(tmp_path / "a" / "1.png")
+    with pytest.raises(ImageError, match=r"189,000,000 pixels are more than data.max_pixels=17895"):
+        NamesBadImages(data)[1]
+    taken = NamesBadImages(data, max_pixels=189_000_000)
+    Image.new("L", (10_000, 9_000)).save(tmp_path / "a" / "2.png")
+    assert taken[2][0] == (10_000, 9_000) and NamesBadImages(data)[2][0] == (10_000, 9_000)
+    assert not [w for w in recwarn if "Decompression" in str(w.category)]

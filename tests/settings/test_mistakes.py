@@ -132,7 +132,9 @@ def test_a_linear_evaluation_says_which_checkpoint_is_meant(tmp_path):
 @pytest.mark.parametrize("precision", ["64-true", "bf16-true", 64])
 def test_a_frozen_backbone_is_not_converted(precision, tmp_path):
     values = plain(linear_cfg(tmp_path, tmp_path, precision=precision))
-    with pytest.raises(UserError, match=f"^precision={precision} would convert the frozen backbone"):
+    with pytest.raises(
+        UserError, match=f"^precision={precision} would convert the frozen backbone"
+    ):
         read_linear(values)
 
 
