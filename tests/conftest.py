@@ -3,6 +3,9 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Training on a CPU keeps the memory that it frees, for its next step (carp_plugin/training/memory.py). A worker of the
+# tests trains hundreds of models and would hold the largest of each: here malloc is left alone.
+os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(128 * 1024))
 
 import pytest
 import torch

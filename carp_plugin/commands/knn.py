@@ -83,7 +83,7 @@ def knn(flags: Knn) -> Dict[str, Any]:
 
 
 def with_fitting_k(flags: Knn, bank: int) -> Knn:
-    """The flags with as many neighbours as there are training images: a default that does not fit is left out, and said.
+    """The flags with no more neighbours than training images: a default that does not fit is left out, and said.
 
     Raises:
         UserError: one that was given does not fit.

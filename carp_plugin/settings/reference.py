@@ -82,8 +82,8 @@ def say_keys(model: Type[BaseModel], words: Sequence[str]) -> None:
 
 _HEAD = """# Configuration
 
-Every key, with its type, its default and its meaning. `python -m carp_plugin.settings.reference` writes this page from the
-models in `carp_plugin/settings/`; a test keeps it current.
+Every key, with its type, its default and its meaning. `python -m carp_plugin.settings.reference` writes this page from
+the models in `carp_plugin/settings/`; a test keeps it current.
 
 A key is set in YAML or as `key=value` on the command line: `max_epochs=5`, `optimizer.lr=0.1`, `data.train_path=PATH`.
 A path is typed as it is; `~` and `$HOME` are put in once. Null means the default where null is no value of the key's.
@@ -92,8 +92,8 @@ A path is typed as it is; `~` and `$HOME` are put in once. Null means the defaul
 Two runs that differ in a key marked ● are two runs; resuming compares those. Rates are for 256 images, and what the
 optimizer is given follows: `optimizer.lr` x global batch / 256.
 
-Editors complete and check the keys by the JSON schemas in `docs/schema/`: VS Code those of the recipes in `scripts/` by
-itself (`.vscode/settings.json`, with its YAML extension), and those of any file that begins with
+Editors complete and check the keys by the JSON schemas in `docs/schema/`: VS Code those of the recipes in
+`scripts/` by itself (`.vscode/settings.json`, with its YAML extension), and those of any file that begins with
 `# yaml-language-server: $schema=PATH/docs/schema/pretraining.json` (or `linear.json`, `comparison.json`).
 """
 

@@ -54,9 +54,9 @@ def _check_strays() -> None:
     if strays and not all(name in os.environ for name in ("MASTER_ADDR", "MASTER_PORT")):
         named = ", ".join(f"{name}={os.environ[name]}" for name in strays)
         raise UserError(
-            f"the environment says {named}, as a launcher tells its processes, but neither torchrun nor srun has started "
-            f"this one: `unset {' '.join(strays)}`, or start it with torchrun. (By hand, each process needs MASTER_ADDR "
-            "and MASTER_PORT too.)"
+            f"the environment says {named}, as a launcher tells its processes, but neither torchrun nor srun has "
+            f"started this one: `unset {' '.join(strays)}`, or start it with torchrun. (By hand, each process needs "
+            "MASTER_ADDR and MASTER_PORT too.)"
         )
 
 

@@ -1,7 +1,8 @@
 """Runs of an earlier release, and of the host's own script: their args.json is read, and ours go on.
 
-args/carp_plugin_785eca9.json was written by `main_pretrain.py --config-name carp.yaml` with the overrides below, before the
-settings were models; args/solo_learn_9187ea3.json by the host's own main_pretrain.py. DATA stands for the images' folder.
+args/carp_plugin_785eca9.json was written by `main_pretrain.py --config-name carp.yaml` with the overrides below, before
+the settings were models; args/solo_learn_9187ea3.json by the host's own main_pretrain.py. DATA stands for the folder of
+the images.
 """
 
 import json
