@@ -266,3 +266,48 @@ def test_bad_method_kwargs_are_named(key, value, says):
     )
     with pytest.raises(UserError, match=says):
         CARP.add_and_assert_specific_cfg(cfg)
+
+
+@pytest.mark.parametrize("rows", [5, 2048 + 3])  # more than a piece of the backward pass
+def test_unit_rows_are_normalised_rows_and_so_is_their_gradient(rows):
+    """The gradient is written by hand: against autograd's, in float64."""
+    generator = torch.Generator().manual_seed(0)
+    rows_KD = torch.randn(rows, 7, generator=generator, dtype=torch.float64) * 3
+    weight_KD = torch.randn(rows, 7, generator=generator, dtype=torch.float64)
+    ours, theirs = (rows_KD.clone().requires_grad_() for _ in range(2))
+    unit = carp_module._UnitRows.apply(ours)
+    expected = torch.nn.functional.normalize(theirs, dim=-1)
+    assert torch.allclose(unit, expected, rtol=1e-14, atol=0)
+    (unit * weight_KD).sum().backward()
+    (expected * weight_KD).sum().backward()
+    assert torch.allclose(ours.grad, theirs.grad, rtol=1e-11, atol=1e-14)
+    if rows < 10:
+        small = rows_KD.clone().requires_grad_()
+        assert torch.autograd.gradcheck(carp_module._UnitRows.apply, (small,))
+
+
+def test_a_row_of_zeros_stays_one():
+    zeros = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(carp_module._UnitRows.apply(zeros), torch.zeros(2, 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("which", ["momentum", "student"])
+def test_the_teacher_is_compared_with_the_prototypes_that_are_chosen(which, images, monkeypatch):
+    """Once the momentum copy is another one: with "student" it makes no difference, with "momentum" it does."""
+    settings, model, _ = built(images, monkeypatch, method_kwargs__teacher_prototypes=which)
+    batch = next(iter(training_loader(settings)))
+    seen = []
+    objective = carp_module.carp_objective_func
+
+    def spy(student, teacher, prototypes, momentum_prototypes, *args, **kwargs):
+        seen.append((prototypes.detach().clone(), momentum_prototypes.clone()))
+        return objective(student, teacher, prototypes, momentum_prototypes, *args, **kwargs)
+
+    monkeypatch.setattr(carp_module, "carp_objective_func", spy)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.startswith("momentum_prototypes."):
+                parameter.neg_()
+    model.training_step(batch, 0)
+    ((students, teachers),) = seen
+    assert torch.equal(teachers, -students if which == "momentum" else students)
