@@ -6,7 +6,7 @@ import logging
 from typing import Any, Dict
 
 from carp_plugin import register
-from carp_plugin.data.folders import check_data, count_classes, prepare_data_folder
+from carp_plugin.data.folders import check_data, count_classes, prepare_data_folder, say_remarks
 from carp_plugin.data.labelled import labelled_data
 from carp_plugin.evaluation.checkpoint import load_pretrained
 from carp_plugin.evaluation.linear import LinearRun, build_model, check_named, opening
@@ -63,5 +63,6 @@ def linear(settings: Linear) -> Dict[str, Any]:
     plan = plan_of(settings, machine, images.images, classes)
     if is_main_process():
         say(opening(settings, pretrained, images, plan))
+    say_remarks(data)
     model = build_model(settings, pretrained, plan, backbone)
     return LinearRun(settings, pretrained, model, images, plan).go()

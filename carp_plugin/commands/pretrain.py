@@ -7,7 +7,7 @@ from typing import Any, Dict
 
 from lightning.pytorch import seed_everything
 
-from carp_plugin.data.folders import count_classes
+from carp_plugin.data.folders import count_classes, say_remarks
 from carp_plugin.data.loaders import (
     dali_files,
     labelled_loaders,
@@ -61,11 +61,13 @@ def pretrain(settings: Pretraining) -> Dict[str, Any]:
             settings.debug_augmentations,
         )
         images = len(train.dataset)
-    plan = plan_of(settings, machine, images, count_classes(data.dataset, data.train_path))
+    classes = count_classes(data.dataset, data.train_path, data.no_labels)
+    plan = plan_of(settings, machine, images, classes)
     if is_main_process():
         say(opening(settings, plan))
         for sentence in warnings_of(settings, plan):
             say(f"warning: {sentence}", "yellow")
+    say_remarks(data, data.no_labels)
     evaluator = OnlineEvaluation(labelled, settings.evaluation, machine.device)
     val = labelled[1] if labelled else None
     return PretrainingRun(settings, model, train, val, evaluator, plan).go()

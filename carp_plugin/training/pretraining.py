@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Mapping, Protocol
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from carp_plugin.data.folders import check_data, prepare_data_folder
+from carp_plugin.data.folders import check_data, count_classes, prepare_data_folder
 from carp_plugin.data.loaders import say_bad_images
 from carp_plugin.errors import UserError
 from carp_plugin.host import METHODS, AutoUMAP, make_contiguous
@@ -78,7 +78,9 @@ def build_model(settings: Pretraining, machine: Machine) -> LightningModule:
     Raises:
         UserError: a key of ``method_kwargs`` that the method needs is missing, or a value that it cannot be built with.
     """
-    cfg = pretrain_cfg(settings.values(), machine.accelerator, machine.devices)
+    data = settings.data
+    classes = count_classes(data.dataset, data.train_path, data.no_labels)
+    cfg = pretrain_cfg(settings.values(), machine.accelerator, machine.devices, classes)
     model = _built(cfg, settings)
     make_contiguous(model)
     if settings.data.no_labels:
