@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Dict
+from typing import Any, Dict, List
 
 from lightning.pytorch import seed_everything
 
-from carp_plugin.data.folders import count_classes, say_remarks
+from carp_plugin.data.folders import count_classes
 from carp_plugin.data.loaders import (
     dali_files,
     labelled_loaders,
     pretrain_dali,
     pretrain_loader,
 )
+from carp_plugin.data.remarks import remarks_on, say_remarks
 from carp_plugin.evaluation.online import OnlineEvaluation
 from carp_plugin.settings.pretraining import Pretraining
 from carp_plugin.terminal import is_main_process, say
@@ -63,11 +64,12 @@ def pretrain(settings: Pretraining) -> Dict[str, Any]:
         images = len(train.dataset)
     classes = count_classes(data.dataset, data.train_path, data.no_labels)
     plan = plan_of(settings, machine, images, classes)
+    remarks: List[str] = []
     if is_main_process():
         say(opening(settings, plan))
-        for sentence in warnings_of(settings, plan):
-            say(f"warning: {sentence}", "yellow")
-    say_remarks(data, data.no_labels)
+        remarks = [f"warning: {sentence}" for sentence in warnings_of(settings, plan)]
+        remarks += remarks_on(data, data.no_labels)
+        say_remarks(remarks)
     evaluator = OnlineEvaluation(labelled, settings.evaluation, machine.device)
     val = labelled[1] if labelled else None
-    return PretrainingRun(settings, model, train, val, evaluator, plan).go()
+    return PretrainingRun(settings, model, train, val, evaluator, plan, remarks).go()

@@ -111,7 +111,9 @@ def _check_methods(settings: Comparison) -> None:
 
 
 def _check_bank(settings: Comparison, first: Pretraining) -> None:
-    if first.data.val_path is None or first.data.no_labels:
+    if first.data.no_labels:
+        raise UserError("a comparison needs labelled images; set data.no_labels=False.")
+    if first.data.val_path is None:
         raise UserError(
             "a comparison needs labelled images; give data.val_path, with one folder a class as in data.train_path."
         )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Callable, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, NamedTuple, Optional
 
-from carp_plugin.data.datasets import Source, in_folders, validation_listing
-from carp_plugin.data.listing import Listing, is_hidden, list_images, readable_endings, shown
+from carp_plugin.data.datasets import validation_listing
+from carp_plugin.data.listing import is_hidden, list_images, readable_endings, shown
 from carp_plugin.data.photos import DEFAULT_ROOT, MANIFEST, prepare_photos
 from carp_plugin.errors import UserError
 from carp_plugin.settings.parts import CLASSES, DOWNLOADED
-from carp_plugin.terminal import is_main_process, say
 
 
 def prepare_data_folder(prepare: Optional[str], train_path: str) -> None:
@@ -109,49 +108,6 @@ def count_classes(dataset: str, train_path: Optional[str], no_labels: bool = Fal
     if no_labels or not root.is_dir():
         return 1
     return max(1, len(list_images(root, labelled=True).classes))
-
-
-def remarks_on(data: Source, no_labels: bool = False, flags: bool = False) -> List[str]:
-    """What a user is to know of the folders of a run, a sentence each; those that begin with "warning:" are to be seen.
-
-    Args:
-        data: where the images are; checked already.
-        no_labels: whether the training images have no labels; validation images are not used then.
-        flags: whether the folders were given by flags, and not by keys.
-    """
-    if not in_folders(data):
-        return []
-    train = list_images(str(data.train_path), not no_labels)
-    both = [_named("train", train, flags)]
-    said: List[str] = []
-    if data.val_path is not None and not no_labels:
-        val = validation_listing(data)
-        both.append(_named("val", val, flags))
-        missing = val.empty()
-        if missing:
-            names = ", ".join(map(shown, missing[:5])) + (", …" if len(missing) > 5 else "")
-            said.append(
-                f"warning: {both[1][0]} holds no image of {len(missing)} of the {len(val.classes)} classes of the "
-                f"training images ({names}): accuracies are those of the others."
-            )
-    tree = "" if flags else ", or take every image of the tree unlabelled with data.no_labels=True"
-    for named, listing in both:
-        sentence = listing.sentence(named, tree if listing is train else "")
-        if sentence:
-            said.append(("warning: " if listing.misses_images() else "") + sentence)
-    return said
-
-
-def _named(part: str, listing: Listing, flags: bool) -> Tuple[str, Listing]:
-    path = shown(listing.root)
-    return (f"--{part}_data_path {path}" if flags else f"data.{part}_path={path}"), listing
-
-
-def say_remarks(data: Source, no_labels: bool = False, flags: bool = False) -> None:
-    """Says :func:`remarks_on`, once for all processes."""
-    if is_main_process():
-        for sentence in remarks_on(data, no_labels, flags):
-            say(sentence, "yellow" if sentence.startswith("warning:") else None)
 
 
 def _instead(folder: Path) -> str:

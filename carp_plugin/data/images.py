@@ -211,8 +211,13 @@ class NamesBadImages(Dataset):
         """Width and height in pixels of at most 64 images spread over the data set, by their headers alone."""
         if not self._flat and not hasattr(self.dataset, "samples"):
             return []
-        step = max(1, -(-len(self) // _SAMPLED))
-        return [size for i in range(0, len(self), step) if (size := _size(self.path(i)))]
+        return sizes_of([self.path(index) for index in range(len(self))])
+
+
+def sizes_of(paths: Sequence[str]) -> List[Tuple[int, int]]:
+    """Width and height in pixels of at most 64 images spread over these, by their headers alone."""
+    step = max(1, -(-len(paths) // _SAMPLED))
+    return [size for path in paths[::step] if (size := _size(path))]
 
 
 def named_images(loader: Any) -> Optional[NamesBadImages]:

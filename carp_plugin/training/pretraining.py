@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Protocol
+from typing import Any, Dict, List, Mapping, Protocol, Sequence
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -130,6 +130,7 @@ class PretrainingRun(TrainingRun):
         val: loader of labelled validation images, or None.
         evaluator: measures the features.
         plan: the numbers of the run.
+        remarks: sentences on the settings and the data that were said at its beginning, for the summary.
     """
 
     settings: Pretraining
@@ -142,8 +143,9 @@ class PretrainingRun(TrainingRun):
         val: Any,
         evaluator: Evaluator,
         plan: Plan,
+        remarks: Sequence[str] = (),
     ) -> None:
-        self.train, self.val, self.evaluator = train, val, evaluator
+        self.train, self.val, self.evaluator, self.remarks = train, val, evaluator, list(remarks)
         args = plain(model.cfg)
         super().__init__(settings, args, model, plan, train, settings.method, evaluator.curve)
         self.monitor = CollapseMonitor(stop=settings.collapse.stop)
@@ -208,6 +210,7 @@ class PretrainingRun(TrainingRun):
             "accuracy": [vars(row) for row in rows],
             "last_epoch": self.history.last,
             "signs_of_collapse": self.monitor.signs,
+            "remarks": self.remarks,
             "steps": trainer.global_step,
             "seconds": round(seconds, 1),
             "checkpoint": None if last is None else str(last),

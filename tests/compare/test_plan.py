@@ -113,7 +113,10 @@ MISTAKES = {
         },
         "optimizer.lrr is not a key of the configuration; did you mean 'lr'",
     ),
-    "unlabelled data": ({"data__no_labels": True}, "data.no_labels=True expects images directly"),
+    "unlabelled data": (
+        {"data__no_labels": True},
+        "needs labelled images; set data.no_labels=False",
+    ),
     "no name": ({"name": "???"}, "name is missing"),
     "an empty name": ({"name": ""}, "name must be a text that a file can be named after"),
     "k above the bank": ({"knn__k": [5, 100]}, "knn.k=100 is more than the 48 training images"),
