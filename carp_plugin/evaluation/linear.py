@@ -45,7 +45,7 @@ def build_model(
         UserError: the settings name another method or backbone than the checkpoint's.
     """
     values = {**settings.values(), **_of_checkpoint(settings, pretrained)}
-    cfg = linear_cfg(values, plan.machine.accelerator, plan.machine.devices)
+    cfg = linear_cfg(values, plan.machine.accelerator, plan.machine.devices, plan.classes)
     seed_everything(settings.seed, verbose=False)
     with advice_silenced():
         model = LinearModel(backbone, cfg=cfg)

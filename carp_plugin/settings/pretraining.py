@@ -28,7 +28,7 @@ _OTHER_VIEWS = ("wmse", "mae")
 class PretrainingData(Data):
     """Images of a pretraining."""
 
-    no_labels: Switch = key(False, "a flat folder of unlabelled images")
+    no_labels: Switch = key(False, "unlabelled images: any tree of folders")
 
 
 class PretrainingOptimizer(Optimizer):

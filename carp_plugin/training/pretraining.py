@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Protocol
+from typing import Any, Dict, List, Mapping, Protocol, Sequence
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from carp_plugin.data.folders import check_data, prepare_data_folder
+from carp_plugin.data.folders import check_data, count_classes, prepare_data_folder
 from carp_plugin.data.loaders import say_bad_images
 from carp_plugin.errors import UserError
 from carp_plugin.host import METHODS, AutoUMAP, make_contiguous
@@ -78,7 +78,9 @@ def build_model(settings: Pretraining, machine: Machine) -> LightningModule:
     Raises:
         UserError: a key of ``method_kwargs`` that the method needs is missing, or a value that it cannot be built with.
     """
-    cfg = pretrain_cfg(settings.values(), machine.accelerator, machine.devices)
+    data = settings.data
+    classes = count_classes(data.dataset, data.train_path, data.no_labels)
+    cfg = pretrain_cfg(settings.values(), machine.accelerator, machine.devices, classes)
     model = _built(cfg, settings)
     make_contiguous(model)
     if settings.data.no_labels:
@@ -128,6 +130,7 @@ class PretrainingRun(TrainingRun):
         val: loader of labelled validation images, or None.
         evaluator: measures the features.
         plan: the numbers of the run.
+        remarks: sentences on the settings and the data that were said at its beginning, for the summary.
     """
 
     settings: Pretraining
@@ -140,8 +143,9 @@ class PretrainingRun(TrainingRun):
         val: Any,
         evaluator: Evaluator,
         plan: Plan,
+        remarks: Sequence[str] = (),
     ) -> None:
-        self.train, self.val, self.evaluator = train, val, evaluator
+        self.train, self.val, self.evaluator, self.remarks = train, val, evaluator, list(remarks)
         args = plain(model.cfg)
         super().__init__(settings, args, model, plan, train, settings.method, evaluator.curve)
         self.monitor = CollapseMonitor(stop=settings.collapse.stop)
@@ -206,6 +210,7 @@ class PretrainingRun(TrainingRun):
             "accuracy": [vars(row) for row in rows],
             "last_epoch": self.history.last,
             "signs_of_collapse": self.monitor.signs,
+            "remarks": self.remarks,
             "steps": trainer.global_step,
             "seconds": round(seconds, 1),
             "checkpoint": None if last is None else str(last),

@@ -26,6 +26,7 @@ def opening(settings: Pretraining, plan: Plan) -> Table:
     """The block that a run opens with."""
     machine, data, optimizer = plan.machine, settings.data, settings.optimizer
     threads = f", {torch.get_num_threads()} threads" if machine.accelerator == "cpu" else ""
+    classes = "no labels" if data.no_labels else f"{plan.classes} classes"
     crops = " + ".join(f"{a.num_crops} of {a.crop_size} px" for a in settings.augmentations)
     rows = [
         ("host", str(HOST)),
@@ -35,7 +36,7 @@ def opening(settings: Pretraining, plan: Plan) -> Table:
         ),
         (
             "data",
-            f"{plan.images} images, {plan.classes} classes, {data.train_path} ({data.format})",
+            f"{plan.images} images, {classes}, {data.train_path} ({data.format})",
         ),
         ("views", crops),
         ("device", f"{machine}{threads}, precision {settings.precision or '32-true'}"),

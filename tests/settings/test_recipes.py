@@ -46,7 +46,7 @@ def parametrized(paths):
 
 
 def test_the_recipes_are_there():
-    assert len(RECIPES) == 29
+    assert len(RECIPES) == 30
 
 
 @parametrized(RECIPES)
