@@ -183,9 +183,10 @@ def epoch_loader(dataset: Dataset, batch_size: int, num_workers: int, seed: int)
 
 
 def leave_signals(worker: int) -> None:
-    """Ctrl-C and SIGTERM reach a whole group of processes; what to do is the training process's to decide."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """A signal may reach a whole group of processes; what to do is the training process's to decide."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):  # Windows lacks the last two
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 @atexit.register

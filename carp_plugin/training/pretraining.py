@@ -161,8 +161,8 @@ class PretrainingRun(TrainingRun):
         started = time.time()
         self.fit(trainer, self.train, self.val)
         seconds = time.time() - started
-        say_bad_images(self.train)
         summary = self._close(rows, trainer, seconds) if trainer.is_global_zero else {}
+        say_bad_images(self.train)
         if self.monitor.stopped:
             raise UserError(
                 f"training was stopped after epoch {trainer.current_epoch - 1} of {self.settings.max_epochs}: "
@@ -171,15 +171,18 @@ class PretrainingRun(TrainingRun):
         return summary
 
     def _close(self, rows: List[Row], trainer: Trainer, seconds: float) -> Dict[str, Any]:
-        """What there is to say after the last step, and the summary."""
+        """The summary, written, and then what there is to say after the last step."""
         rows += self.evaluator.after(self.model, self.history.last)
         rows = [row for row in rows if row.knn is not None or row.linear is not None]
+        summary = self._summary(rows, trainer, self.seconds(seconds))
+        where = self.write(summary)
         if rows:
             say(closing(rows, self.settings.method, self.evaluator.k))
         say(losses(self.history.last))
         for sign in self.monitor.signs:
             say(f"warning: collapse: {sign}", "yellow")
-        return self._summary(rows, trainer, seconds)
+        say(where)
+        return summary
 
     def callbacks(self) -> List[Callback]:
         """Those of every run, what watches this one, the host's state, and the pictures that are asked for."""
@@ -199,7 +202,7 @@ class PretrainingRun(TrainingRun):
 
     def _summary(self, rows: List[Row], trainer: Trainer, seconds: float) -> Dict[str, Any]:
         last = self.last_checkpoint()
-        summary = {
+        return {
             "method": self.settings.method,
             "name": self.settings.name,
             "seed": self.settings.seed,
@@ -212,5 +215,3 @@ class PretrainingRun(TrainingRun):
             "plan": self.plan.as_dict(),
             **provenance(self.plan.machine, self.settings.values()),
         }
-        self.write(summary)
-        return summary

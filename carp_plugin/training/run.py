@@ -30,7 +30,7 @@ from carp_plugin.training.callbacks.checkpoint import (
     damage,
 )
 from carp_plugin.training.callbacks.history import History, Measure, write_json
-from carp_plugin.training.callbacks.interrupt import Stopped, StopsInPeace
+from carp_plugin.training.callbacks.interrupt import Stopped, StopsInPeace, duration
 from carp_plugin.training.callbacks.randomness import SeedsSteps
 from carp_plugin.training.launchers import another_ended
 from carp_plugin.training.plan import Plan
@@ -85,7 +85,9 @@ class TrainingRun:
         batch_size = optimizer.batch_size
         self.place = TracksEpoch(training_order(train, batch_size), batch_size)
         self.history = History(self.checkpointer, measure)
-        self.signals = StopsInPeace(self.checkpointer, settings.accumulate_grad_batches)
+        self.signals = StopsInPeace(
+            self.checkpointer, settings.accumulate_grad_batches, duration(settings.max_time)
+        )
 
     def resume(self) -> Tuple[Optional[Path], Optional[str]]:
         """The checkpoint to go on from, and its wandb run.
@@ -194,6 +196,9 @@ class TrainingRun:
         """
         machine = self.plan.machine
         kwargs = self.settings.given()
+        kwargs.pop(
+            "max_time", None
+        )  # Lightning's timer counts over all processes and saves nothing
         valid = inspect.signature(Trainer.__init__).parameters
         for name in set(kwargs) - set(valid):
             raise UserError(
@@ -240,7 +245,7 @@ class TrainingRun:
             val: validation loader, or None.
 
         Raises:
-            Stopped: after Ctrl-C or SIGTERM, with a sentence that says how to go on.
+            Stopped: after a signal or ``max_time``, with a sentence that says how to go on.
             UserError: Lightning refuses the settings, or another process of the run has ended.
         """
         loaders: Dict[str, Any] = {"datamodule": train}
@@ -275,7 +280,11 @@ class TrainingRun:
 
     def _interrupted(self, trainer: Trainer) -> str:
         last = self.last_checkpoint()
-        where = f"interrupted in epoch {trainer.current_epoch} at step {trainer.global_step}; "
+        why = "max_time is over" if self.signals.out_of_time else "interrupted"
+        where = (
+            f"{why} in epoch {trainer.current_epoch} at step {trainer.global_step} "
+            f"of {self.plan.total_steps}; "
+        )
         if last is None:
             return where + "no checkpoint had been written."
         again = (
@@ -285,20 +294,34 @@ class TrainingRun:
         )
         return where + f"the last checkpoint is {last}, {again}."
 
-    def write(self, summary: Dict[str, Any]) -> None:
-        """Writes ``summary.json`` beside the last checkpoint and says where both are.
+    def write(self, summary: Dict[str, Any]) -> str:
+        """Writes ``summary.json`` beside the last checkpoint, before anything of it is shown.
 
-        A run that had finished already keeps the summary it has.
+        A run that had finished already keeps the summary it has; one that ended before it was written gets it now.
+
+        Returns:
+            str: where both are, to be said when the results have been shown.
         """
         last = self.last_checkpoint()
         if last is None:
-            say("no checkpoint was written (checkpoint.enabled=False)")
-        elif last == self.resumed_from:
-            say(f"the run had finished already; its checkpoint is {last}")
-        else:
-            path = last.with_name("summary.json")
+            return "no checkpoint was written (checkpoint.enabled=False)"
+        path = last.with_name("summary.json")
+        where = f"checkpoint {last}\nsummary    {path}"
+        if last != self.resumed_from:
             write_json(path, summary)
-            say(f"checkpoint {last}\nsummary    {path}")
+            return where
+        if path.is_file():
+            return f"the run had finished already; its checkpoint is {last}"
+        write_json(path, summary)
+        return (
+            f"the run had finished already, but its summary was missing and is written now\n{where}"
+        )
+
+    def seconds(self, here: float) -> float:
+        """Seconds of training: of this process, or, where that had nothing left to train, of all epochs."""
+        if self.resumed_from is None or self.last_checkpoint() != self.resumed_from:
+            return here
+        return sum(epoch.get("train_seconds", 0.0) for epoch in self.history.epochs)
 
 
 def check_writable(checkpoint: Checkpoint) -> None:

@@ -21,7 +21,7 @@ from carp_plugin.errors import UserError
 from carp_plugin.host import METHODS
 from carp_plugin.training import run as training
 from carp_plugin.training.callbacks.checkpoint import AtomicCheckpointIO, Checkpointer, damage
-from carp_plugin.training.callbacks.interrupt import Stopped
+from carp_plugin.training.callbacks.interrupt import SIGNALS, Stopped
 from tests.helpers import image_folder, small_settings, write_image
 
 STEPS = 3  # an epoch: 24 images in batches of 8
@@ -132,7 +132,7 @@ def test_stopped_anywhere_and_resumed_it_ends_as_a_whole_run(
     settings = settings_of(images, data__num_workers=workers)
     said = stopped_at(monkeypatch, settings, place, step)
     assert said.code == 143 and re.search(
-        rf"at step {step}; .* same command resumes from it", str(said)
+        rf"at step {step} of {2 * STEPS}; .* same command resumes from it", str(said)
     )
     summary = pretrain(settings)
     assert_same(everything(summary), whole())
@@ -213,10 +213,77 @@ def test_ctrl_c_twice_leaves_at_once(images, monkeypatch):
 
 
 def test_after_training_signals_mean_what_they_meant(images, monkeypatch):
-    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    before = [signal.getsignal(s) for s in SIGNALS]
     stopped_at(monkeypatch, settings_of(images), "step", 1)
     pretrain(settings_of(images))
-    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(s) for s in SIGNALS] == before
+
+
+@pytest.mark.parametrize("signum, code", [(signal.SIGHUP, 129), (signal.SIGUSR1, 138)])
+def test_a_closed_terminal_and_a_scheduler_s_signal_save_too(
+    signum, code, images, whole, monkeypatch
+):
+    said = stopped_at(monkeypatch, settings_of(images), "step", STEPS + 1, signum)
+    assert said.code == code and f"at step {STEPS + 1} of {2 * STEPS}; " in str(said)
+    assert_same(everything(pretrain(settings_of(images))), whole())
+
+
+def test_nohup_goes_on(images, whole, monkeypatch):
+    """nohup has SIGHUP ignored; whoever reads what is printed is gone with the terminal, too."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        callbacks = training.TrainingRun.callbacks
+        hangs_up = Signals("step", STEPS + 1, signal.SIGHUP)
+        monkeypatch.setattr(
+            training.TrainingRun, "callbacks", lambda run: [hangs_up, *callbacks(run)]
+        )
+        assert_same(everything(pretrain(settings_of(images))), whole())
+        assert hangs_up.place == "done" and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_max_time_is_that_of_each_process(images, whole):
+    """None at all is one step for each; what is left when the last one has been taken is done."""
+    changes = {"optimizer__batch_size": 12, "max_time": "00:00:00:00"}
+    for step in (1, 2, 3):
+        with pytest.raises(Stopped, match=rf"^max_time is over .*at step {step} of 4; ") as stop:
+            pretrain(settings_of(images, **changes))
+        assert stop.value.code == 143
+    summary = pretrain(settings_of(images, **changes))
+    assert summary["steps"] == 4 and Path(summary["checkpoint"]).with_name("summary.json").is_file()
+    assert_same(everything(summary), whole(optimizer__batch_size=12))
+
+
+# ------------------------------------------------------------------------------------ what comes after training
+
+
+def test_a_run_that_ended_before_its_summary_gets_it_from_the_same_command(images, capsys):
+    settings = settings_of(images, max_epochs=1, evaluation={"enabled": True, "k": 3})
+    first = pretrain(settings)
+    path = Path(first["checkpoint"]).with_name("summary.json")
+    written = json.loads(path.read_text())
+    path.unlink()
+    pretrain(settings)
+    assert "its summary was missing and is written now" in capsys.readouterr().out
+    again = json.loads(path.read_text())
+    trained = json.loads(path.with_name("metrics.json").read_text())[0]["train_seconds"]
+    assert written.pop("seconds") > 0 and again.pop("seconds") == round(trained, 1)
+    assert again == written
+    path.write_text("kept")
+    pretrain(settings)
+    assert path.read_text() == "kept"
+
+
+def test_the_summary_is_written_before_anything_is_shown(images, monkeypatch):
+    def broken(*what):
+        raise RuntimeError("nobody reads this")
+
+    monkeypatch.setattr("carp_plugin.training.pretraining.say", broken)
+    with pytest.raises(RuntimeError, match="nobody reads this"):
+        pretrain(settings_of(images, max_epochs=1))
+    (path,) = Path("trained_models").rglob("summary.json")
+    assert json.loads(path.read_text())["steps"] == STEPS
 
 
 # ------------------------------------------------------------------------------------ damaged checkpoints

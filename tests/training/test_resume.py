@@ -188,6 +188,7 @@ def test_a_pipeline_more_and_a_key_of_one_are_named(args):
 def test_free_keys_of_every_kind_of_run_are_the_same_and_no_others(model):
     """A key is free where it stands in this list: to make one free is a decision, not a slip."""
     shared = {"log_every_n_steps", "enable_progress_bar", "enable_model_summary", "profiler"}
+    shared |= {"max_time"}  # counts for each process anew
     shared |= {"checkpoint", "auto_resume", "wandb", "resume_from_checkpoint"}
     shared |= {"data.num_workers", "data.prepare", "wandb_run_id"}
     pretraining = {"evaluation", "collapse", "knn_eval", "auto_umap", "debug_augmentations"}

@@ -221,10 +221,15 @@ class Checkpointer(HostCheckpointer):
 
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
         """Saves when the epoch is due, or the last one."""
-        epoch = trainer.current_epoch
-        last = epoch + 1 == trainer.max_epochs or 0 < trainer.max_steps <= trainer.global_step
-        if epoch % self.frequency == 0 or last or trainer.should_stop:
+        due = trainer.current_epoch % self.frequency == 0
+        if due or is_last_epoch(trainer) or trainer.should_stop:
             self.save(trainer)
+
+
+def is_last_epoch(trainer: Any) -> bool:
+    """Whether nothing is left to train once the current epoch has ended."""
+    reached = 0 < trainer.max_steps <= trainer.global_step
+    return trainer.current_epoch + 1 == trainer.max_epochs or reached
 
 
 def claim(folder: Path) -> Optional[IO[str]]:
