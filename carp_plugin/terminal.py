@@ -1,29 +1,41 @@
 """What is printed, and which process prints it: of many ranks, one speaks.
 
-Nothing that is printed costs a result: see :class:`Lasting`. Nothing of torch or of solo-learn is imported: mistakes are
-said before either is there.
+Nothing that is printed costs a result: see :class:`Lasting`. Nothing of torch or of solo-learn is imported: mistakes
+are said before either is there.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from contextlib import contextmanager, suppress
 from typing import Any, Iterator, Optional
 
 
+class _Nowhere(io.TextIOBase):
+    """Takes any text."""
+
+    encoding = "utf-8"  # type: ignore[assignment]
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
 class Lasting:
     """A stream that outlives what reads it.
 
-    A reader that is gone (``| head``), a terminal that was closed or a full disk under ``> log.txt`` takes no more text;
-    whoever writes goes on without it. Characters that the encoding lacks are written as ``?``.
+    A reader that is gone (``| head``), a terminal that was closed or a full disk under ``> log.txt`` takes no more
+    text; whoever writes goes on without it. Characters that the encoding lacks are written as ``?``.
 
     Args:
         stream: of text; None where the process was started without one (``>&-``).
     """
 
     def __init__(self, stream: Any) -> None:
-        self._stream = open(os.devnull, "w") if stream is None else stream
+        if stream is None:
+            os.open(os.devnull, os.O_WRONLY)  # or the next file would be where C libraries print
+        self._stream = _Nowhere() if stream is None else stream
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -50,11 +62,12 @@ class Lasting:
 
     def _give_up(self) -> None:
         """What is left in the buffers goes nowhere, else Python would fail on it once more when it exits."""
-        nowhere = open(os.devnull, "w")
+        nowhere = os.open(os.devnull, os.O_WRONLY)
         with suppress(OSError, ValueError, AttributeError):
-            os.dup2(nowhere.fileno(), self._stream.fileno())
+            os.dup2(nowhere, self._stream.fileno())
             self._stream.flush()
-        self._stream = nowhere
+        os.close(nowhere)
+        self._stream = _Nowhere()
 
 
 @contextmanager

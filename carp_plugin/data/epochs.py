@@ -184,8 +184,8 @@ def epoch_loader(dataset: Dataset, batch_size: int, num_workers: int, seed: int)
 
 def leave_signals(worker: int) -> None:
     """A signal may reach a whole group of processes; what to do is the training process's to decide."""
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):  # Windows lacks the last two
-        if hasattr(signal, name):
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"):
+        if hasattr(signal, name):  # Windows lacks most of them
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Callable, List, Optional, Protocol, Sequence, Tuple
 
@@ -31,7 +32,7 @@ from carp_plugin.host import (
     prepare_datasets,
 )
 from carp_plugin.host.cfg import node
-from carp_plugin.settings.parts import Pipeline, Size
+from carp_plugin.settings.parts import DOWNLOADED, Pipeline, Size
 from carp_plugin.settings.pretraining import PretrainingDali, PretrainingData
 from carp_plugin.terminal import is_main_process, say
 
@@ -316,7 +317,22 @@ def fingerprint_of(data: Any, train: Any) -> Optional[str]:
     files = dali_files(data) if data.format == "dali" else named.files() if named else []
     if not files and data.train_path and Path(data.train_path).is_file():
         files = [str(data.train_path)]
-    return fingerprint(files, str(data.train_path)) if files else None
+    root = str(data.train_path)
+    if not files or not files[0].startswith(root):  # `a//b`, which some listings write as `a/b`
+        root = str(Path(root))
+    return fingerprint(files, root.rstrip("/")) if files else None
+
+
+def fingerprint_of_validation(data: Any) -> Optional[str]:
+    """Tells the files of the validation images from others, wherever they lie; None where there are none to look at."""
+    root = data.val_path
+    if not root or data.dataset in DOWNLOADED:
+        return None
+    root = str(root).rstrip("/")
+    if Path(root).is_file():
+        return fingerprint([root], root)
+    inside = [os.path.join(home, name) for home, _, names in os.walk(root) for name in names]
+    return fingerprint(sorted(inside), root) if inside else None
 
 
 def read_data(build: Callable[[], Any]) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Optional, Set
+from typing import List, Optional, Set
 
 from solo.args.linear import parse_cfg as parse_linear_cfg
 from solo.args.pretrain import parse_cfg as parse_pretrain_cfg
@@ -85,6 +85,19 @@ except ImportError:
     AutoUMAP = None
 
 BACKBONES = BaseMethod._BACKBONES
+
+
+class _NeverClimbsBack(LinearWarmupCosineAnnealingLR):
+    """The host's schedule, which a run of more epochs than it was planned with leaves at its final rate."""
+
+    def get_lr(self) -> List[float]:
+        if self.last_epoch > self.max_epochs:
+            return [self.eta_min] * len(self.base_lrs)
+        return super().get_lr()
+
+
+LinearWarmupCosineAnnealingLR = _NeverClimbsBack  # type: ignore[misc]
+_base.LinearWarmupCosineAnnealingLR = _linear.LinearWarmupCosineAnnealingLR = _NeverClimbsBack
 
 _linear.accuracy_at_k = within_classes(_linear.accuracy_at_k)
 _base.accuracy_at_k = within_classes(_base.accuracy_at_k)

@@ -497,6 +497,79 @@ def test_what_a_checkpoint_keeps_of_its_schedule_is_said(run, images, capsys):
     assert summary["steps"] == 3 * STEPS
 
 
+def test_a_schedule_that_has_ended_never_climbs_back(run, images, monkeypatch, capsys):
+    """Neither the rate nor tau, in a run of more epochs than its checkpoint was planned with, nor when that goes on."""
+    newest = str(next(run.glob("*-step=4.ckpt")))
+    changes = {"max_epochs": 4, "checkpoint__dir": "more"}
+    settings = settings_of(images, resume_from_checkpoint=newest, **changes)
+    stopped_at(monkeypatch, settings, "step", 3 * STEPS)
+    out = " ".join(capsys.readouterr().out.split())
+    assert (
+        "is of a run of other settings, and goes on with those of this one: max_epochs was 2, is 4."
+        in out
+    )
+    assert (
+        f"end at step {2 * STEPS} of {4 * STEPS}; " in out and f"initial_checkpoint={newest}" in out
+    )
+    summary = pretrain(settings_of(images, **changes))
+    history = json.loads(Path(summary["checkpoint"]).with_name("metrics.json").read_text())
+    assert [epoch["step"] for epoch in history] == [STEPS * i for i in (1, 2, 3, 4)]
+    tau = [epoch["tau"] for epoch in history]
+    assert tau == sorted(tau) and tau[2] == tau[3] == 1.0
+    content = torch.load(summary["checkpoint"], weights_only=True)
+    assert all(group["lr"] == 0 for group in content["optimizer_states"][0]["param_groups"][:-1])
+
+
+def test_other_steps_or_another_order_within_an_epoch_are_refused(run, images):
+    newest = next(run.glob("*-step=4.ckpt"))
+    for changes, says in (
+        (
+            {"optimizer__batch_size": 4},
+            r"steps of 8 images .*give optimizer.batch_size=8, or begin",
+        ),
+        ({"seed": 1}, "seed was 0, is 1: .* in another order.*give seed=0, or a checkpoint"),
+    ):
+        with pytest.raises(UserError, match=says):
+            pretrain(settings_of(images, resume_from_checkpoint=str(newest), **changes))
+
+
+def test_the_same_images_elsewhere_are_gone_on_with(run, images, whole, tmp_path, capsys):
+    moved = Path(shutil.copytree(images, tmp_path / "job.123" / "images"))
+    summary = pretrain(settings_of(moved, data__train_path=f"{moved}/train/"))
+    assert "resuming from" in capsys.readouterr().out
+    assert_same(everything(summary), whole())
+
+
+def test_a_new_run_begins_with_the_weights_of_an_old_one(run, images, capsys):
+    old = next(run.glob("*-ep=0.ckpt"))
+    still = {"optimizer__lr": 0.0, "optimizer__classifier_lr": 0.0, "scheduler__name": "none"}
+    still.update(momentum={"base_tau": 1.0, "final_tau": 1.0}, optimizer__weight_decay=0.0)
+    changes = {**still, "max_epochs": 1, "evaluation": {"enabled": True, "k": 3}}
+    summary = pretrain(settings_of(images, initial_checkpoint=str(old), **changes))
+    assert summary["steps"] == STEPS and "given, before training" in capsys.readouterr().out
+    then, now = (
+        torch.load(path, weights_only=True)["state_dict"] for path in (old, summary["checkpoint"])
+    )
+    for name, tensor in then.items():
+        if name.endswith(("weight", "bias", "prototypes")):
+            assert torch.equal(tensor, now[name]), name
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        ({"initial_checkpoint": "nowhere.ckpt"}, "initial_checkpoint=nowhere.ckpt does not exist"),
+        ({"method_kwargs__num_prototypes": 64}, "is of another model: "),
+    ],
+)
+def test_weights_that_cannot_be_begun_with_are_said(changes, says, run, images):
+    old = str(next(run.glob("*-ep=0.ckpt")))
+    with pytest.raises(UserError, match=says):
+        pretrain(settings_of(images, **{"initial_checkpoint": old, **changes}))
+    with pytest.raises(UserError, match="leave out one of them"):
+        settings_of(images, initial_checkpoint=old, resume_from_checkpoint=old)
+
+
 def test_one_of_another_optimizer_or_of_weights_alone_is_refused(run, images):
     newest = next(run.glob("*-step=4.ckpt"))
     settings = settings_of(images, resume_from_checkpoint=str(newest), optimizer__name="adamw")

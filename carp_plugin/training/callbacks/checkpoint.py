@@ -274,11 +274,14 @@ def damage(path: Path) -> Optional[str]:
     return None if torn is None else f"the checkpoint {path} is damaged: {torn} in it has changed."
 
 
-def check_checkpoint(path: Path, model: nn.Module) -> None:
+def check_checkpoint(path: Path, model: nn.Module) -> Dict[str, Any]:
     """Checks that training can go on from a checkpoint: it holds all tensors of the model, no others, and the rest.
 
     The model is given room for buffers that its method makes only while it trains (:func:`make_room`), for Lightning
     loads them too.
+
+    Returns:
+        Dict[str, Any]: what the checkpoint holds.
 
     Raises:
         UserError: the file is torn, no checkpoint of a training, or its tensors are another model's.
@@ -295,3 +298,4 @@ def check_checkpoint(path: Path, model: nn.Module) -> None:
             f"the checkpoint {path} holds weights but no {lacking[0]}, so training cannot go on from it; "
             "give one that a training run wrote."
         )
+    return content

@@ -17,8 +17,13 @@ from carp_plugin.training.callbacks.checkpoint import Checkpointer, is_last_epoc
 #: Optimizer steps between two looks at whether another rank was told to stop; each is a small all-reduce.
 STEPS_BETWEEN_LOOKS = 10
 
-#: A closed terminal or connection, and what SLURM's ``--signal`` is often told to send; Windows lacks both.
-_OF_UNIX = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGUSR1") if hasattr(signal, name))
+#: A closed terminal or connection, and what schedulers send before they kill: SLURM's ``--signal``, LSF at its limits,
+#: Grid Engine's ``-notify``. Windows has none of them.
+_OF_UNIX = tuple(
+    getattr(signal, name)
+    for name in ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+    if hasattr(signal, name)
+)
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *_OF_UNIX)
 
 
