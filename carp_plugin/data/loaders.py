@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any, Callable, List, Optional, Protocol, Sequence, Tuple
@@ -306,7 +307,9 @@ def dali_files(data: Any) -> List[str]:
     return sorted(str(path) for path in Path(data.train_path).glob(pattern) if path.is_file())
 
 
-def fingerprint_of(data: Any, train: Any) -> Optional[str]:
+def fingerprint_of(
+    data: Any, train: Any, of: Callable[[Sequence[str], str], str] = fingerprint
+) -> Optional[str]:
     """Tells the training images from others in the same place; None for data sets that are known by their names.
 
     Args:
@@ -320,7 +323,24 @@ def fingerprint_of(data: Any, train: Any) -> Optional[str]:
     root = str(data.train_path)
     if not files or not files[0].startswith(root):  # `a//b`, which some listings write as `a/b`
         root = str(Path(root))
-    return fingerprint(files, root.rstrip("/")) if files else None
+    return of(files, root.rstrip("/")) if files else None
+
+
+def first_bytes(paths: Sequence[str], root: str) -> str:
+    """What tells images of the same names and sizes apart: a hash of the first 64 KiB of some 16 files.
+
+    Args:
+        paths: of the files.
+        root: their folder, which does not matter.
+    """
+    digest = hashlib.sha256()
+    for path in paths[:: -(-len(paths) // 16)]:
+        try:
+            with open(path, "rb") as file:
+                digest.update(file.read(1 << 16))
+        except OSError:  # it is named when it is read as an image
+            continue
+    return digest.hexdigest()[:16]
 
 
 def fingerprint_of_validation(data: Any) -> Optional[str]:

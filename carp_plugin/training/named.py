@@ -15,7 +15,7 @@ from carp_plugin.training.resume import Difference, Identity, compared, differen
 _IN_CHECKPOINT = ("optimizer.lr", "optimizer.classifier_lr", "optimizer.weight_decay", "scheduler.")
 
 #: What the order of the images in an epoch depends on.
-_OF_ORDER = ("seed", "images", "images_fingerprint", "data.fraction")
+_OF_ORDER = ("seed", "images", "images_fingerprint", "images_bytes", "data.fraction")
 
 
 class Named(NamedTuple):

@@ -191,6 +191,9 @@ def _is_elsewhere(key: str, there: Mapping[str, Any], here: Mapping[str, Any]) -
         return True
     if key == "images_fingerprint":
         return there.get("images") != here.get("images")
+    if key == "images_bytes":  # which an older release did not look at
+        told = there.get("images_fingerprint") != here.get("images_fingerprint")
+        return told or there.get(key) is None or here.get(key) is None
     if key not in _KNOWN_BY or there.get(key) is None or here.get(key) is None:
         return False
     known = there.get(_KNOWN_BY[key])

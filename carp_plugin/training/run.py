@@ -17,7 +17,7 @@ from lightning.pytorch.strategies.ddp import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from carp_plugin.data.epochs import TracksEpoch, training_order
-from carp_plugin.data.loaders import fingerprint_of, fingerprint_of_validation
+from carp_plugin.data.loaders import fingerprint_of, fingerprint_of_validation, first_bytes
 from carp_plugin.errors import UserError, typed
 from carp_plugin.settings.parts import Checkpoint
 from carp_plugin.settings.trainer import Run
@@ -79,6 +79,7 @@ class TrainingRun:
             **args,
             "images": plan.images,
             "images_fingerprint": fingerprint_of(data, train),
+            "images_bytes": fingerprint_of(data, train, first_bytes),
             "val_images_fingerprint": fingerprint_of_validation(data),
             "machine": machine_here(plan.machine.accelerator),
         }

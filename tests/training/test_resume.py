@@ -156,6 +156,14 @@ def test_the_same_images_elsewhere_are_the_same_run(key, known_by, args):
     assert differing(there, changed(here, key, None)) == key
 
 
+def test_other_images_of_the_same_names_and_sizes_are_another_run(args):
+    there, here = (changed(args, "images_bytes", value) for value in "ab")
+    assert differing(there, here) == "images_bytes"
+    assert differing(args, here) is None  # a run of an older release does not know
+    other = changed(changed(here, "images_fingerprint", "b"), "images", 25)
+    assert differing(there, other) == "images"
+
+
 def test_other_validation_images_in_their_place_change_no_weight(args):
     there, here = (changed(args, "val_images_fingerprint", value) for value in "ab")
     assert differing(there, here) is None
