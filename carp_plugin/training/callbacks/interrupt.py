@@ -10,6 +10,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any, Dict, Optional
 
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch.callbacks import Callback
 
 from carp_plugin.training.callbacks.checkpoint import Checkpointer, is_last_epoch
@@ -33,6 +34,17 @@ def duration(text: Optional[str]) -> Optional[timedelta]:
         return None
     days, hours, minutes, seconds = map(int, text.split(":"))
     return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+
+
+def part_in_peace() -> None:
+    """Lets this process leave as it likes when it has been told to stop, as the others of its node leave or are killed.
+
+    Lightning's observer looks every five seconds whether one of them has ended with another code than 0, and would
+    then kill this one: it would leave with -9, if it had not left before, and say nothing.
+    """
+    for thread in threading.enumerate():
+        if isinstance(thread, _ChildProcessObserver):
+            thread._run = lambda: True  # type: ignore[method-assign]
 
 
 class Stopped(KeyboardInterrupt):
@@ -173,6 +185,9 @@ class StopsInPeace(Callback):
             self.checkpointer.save_within_epoch(trainer)
 
     def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
+        """What was to be saved is; Lightning kills the other processes of the node next."""
+        if isinstance(exception, KeyboardInterrupt):
+            part_in_peace()
         self._restore()
 
     def teardown(self, trainer: Any, module: Any, stage: str) -> None:
