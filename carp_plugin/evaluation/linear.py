@@ -160,9 +160,10 @@ class LinearRun(TrainingRun):
         if not trainer.is_global_zero:
             return {}
         hits = self._hits(trainer)
-        summary = self._summary(hits, trainer, seconds)
+        summary = self._summary(hits, trainer, self.seconds(seconds))
+        where = self.write(summary)
         say(closing(summary))
-        self.write(summary)
+        say(where)
         return {**summary, "correct": hits[:, 0].tolist(), "epochs": self.history.epochs}
 
     def _continue_from(self, path: Path) -> None:

@@ -101,7 +101,7 @@ class LinearWarmupCosineAnnealingLR(_WarmupCosine):
         if self.last_epoch == 0 and self.warmup_epochs == 0:
             return list(self.base_lrs)
         if self.last_epoch > self.max_epochs:
-            return [group["lr"] for group in self.optimizer.param_groups]
+            return [self.eta_min] * len(self.base_lrs)
         return super().get_lr()
 
 

@@ -26,6 +26,7 @@ from carp_plugin.training.devices import Machine, machine_of
 from carp_plugin.training.plan import Plan
 from carp_plugin.training.report import Row, closing, losses, provenance
 from carp_plugin.training.run import TrainingRun, check_writable
+from carp_plugin.training.state import TRAINING_BUFFERS, fit, read_checkpoint
 from carp_plugin.training.unlabelled import rest_classifiers
 
 
@@ -89,9 +90,34 @@ def build_model(settings: Pretraining, machine: Machine) -> LightningModule:
         use_one_pixel_convolutions(model)
     if not settings.performance.disable_channel_last:
         model = model.to(memory_format=torch.channels_last)
+    if settings.initial_checkpoint is not None:
+        begin_with(model, Path(settings.initial_checkpoint))
     # An OmegaConf list of betas would reach the optimizer's state, which torch's weights_only then refuses.
     model.extra_optimizer_args = plain(cfg.optimizer.kwargs)  # type: ignore[assignment]
     return model
+
+
+def begin_with(model: LightningModule, path: Path) -> None:
+    """Gives a method that is to be trained anew the weights of a checkpoint: backbone, heads, prototypes, teacher.
+
+    Args:
+        model: changed in place.
+        path: a ``.ckpt`` file of a run of the same method and network.
+
+    Raises:
+        UserError: there is no such file, it is torn, or of another model.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"initial_checkpoint={path} does not exist; give a .ckpt file, or leave it out."
+        )
+    state = read_checkpoint(path)["state_dict"]
+    # a queue or a memory is made anew when training begins
+    state = {name: tensor for name, tensor in state.items() if name not in TRAINING_BUFFERS}
+    complaint = fit(model.state_dict(), state).complaint()
+    if complaint:
+        raise UserError(f"initial_checkpoint={path} is of another model: {complaint}.")
+    model.load_state_dict(state)
 
 
 def _built(cfg: Any, settings: Pretraining) -> LightningModule:
@@ -165,8 +191,8 @@ class PretrainingRun(TrainingRun):
         started = time.time()
         self.fit(trainer, self.train, self.val)
         seconds = time.time() - started
-        say_bad_images(self.train)
         summary = self._close(rows, trainer, seconds) if trainer.is_global_zero else {}
+        say_bad_images(self.train)
         if self.monitor.stopped:
             raise UserError(
                 f"training was stopped after epoch {trainer.current_epoch - 1} of {self.settings.max_epochs}: "
@@ -175,19 +201,22 @@ class PretrainingRun(TrainingRun):
         return summary
 
     def _close(self, rows: List[Row], trainer: Trainer, seconds: float) -> Dict[str, Any]:
-        """What there is to say after the last step, and the summary."""
+        """The summary, written, and then what there is to say after the last step."""
         rows += self.evaluator.after(self.model, self.history.last)
         rows = [row for row in rows if row.knn is not None or row.linear is not None]
+        summary = self._summary(rows, trainer, self.seconds(seconds))
+        where = self.write(summary)
         if rows:
             say(closing(rows, self.settings.method, self.evaluator.k))
         say(losses(self.history.last))
         for sign in self.monitor.signs:
             say(f"warning: collapse: {sign}", "yellow")
-        return self._summary(rows, trainer, seconds)
+        say(where)
+        return summary
 
     def callbacks(self) -> List[Callback]:
         """Those of every run, what watches this one, the host's state, and the pictures that are asked for."""
-        callbacks: List[Callback] = [RestoresHostState(), FiniteLoss(self.checkpointer)]
+        callbacks: List[Callback] = [RestoresHostState(self.planned), FiniteLoss(self.checkpointer)]
         if self.settings.collapse.enabled:
             callbacks.append(self.monitor)  # before the history, which keeps its metrics
         callbacks += super().callbacks()
@@ -203,7 +232,7 @@ class PretrainingRun(TrainingRun):
 
     def _summary(self, rows: List[Row], trainer: Trainer, seconds: float) -> Dict[str, Any]:
         last = self.last_checkpoint()
-        summary = {
+        return {
             "method": self.settings.method,
             "name": self.settings.name,
             "seed": self.settings.seed,
@@ -217,5 +246,3 @@ class PretrainingRun(TrainingRun):
             "plan": self.plan.as_dict(),
             **provenance(self.plan.machine, self.settings.values()),
         }
-        self.write(summary)
-        return summary
