@@ -89,6 +89,12 @@ def warnings_of(settings: Pretraining, plan: Plan) -> List[str]:
             f"scheduler.min_lr={plan.min_lr:.4g} is above the effective learning rate {plan.lr:.4g}: the host scales "
             "optimizer.lr by the batch but never min_lr."
         )
+    schedule = settings.scheduler
+    if schedule.name == "warmup_cosine" and schedule.warmup_epochs >= settings.max_epochs:
+        said.append(
+            f"scheduler.warmup_epochs={schedule.warmup_epochs:g} of max_epochs={settings.max_epochs} leave "
+            "nothing after the warm-up: the learning rate only rises."
+        )
     said += left_out(settings, plan)
     kwargs = settings.method_kwargs
     if isinstance(kwargs, CarpKwargs):

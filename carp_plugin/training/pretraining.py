@@ -24,7 +24,7 @@ from carp_plugin.training.callbacks.host_state import RestoresHostState
 from carp_plugin.training.convolutions import use_one_pixel_convolutions
 from carp_plugin.training.devices import Machine, machine_of
 from carp_plugin.training.plan import Plan
-from carp_plugin.training.report import Row, closing, losses, provenance
+from carp_plugin.training.report import Row, closing, doubts_on, losses, provenance
 from carp_plugin.training.run import TrainingRun, check_writable
 from carp_plugin.training.state import TRAINING_BUFFERS, fit, read_checkpoint
 from carp_plugin.training.unlabelled import rest_classifiers
@@ -204,10 +204,14 @@ class PretrainingRun(TrainingRun):
         """The summary, written, and then what there is to say after the last step."""
         rows += self.evaluator.after(self.model, self.history.last)
         rows = [row for row in rows if row.knn is not None or row.linear is not None]
+        doubts = doubts_on(rows)
+        self.remarks += doubts
         summary = self._summary(rows, trainer, self.seconds(seconds))
         where = self.write(summary)
         if rows:
             say(closing(rows, self.settings.method, self.evaluator.k))
+        for doubt in doubts:
+            say(doubt, "yellow")
         say(losses(self.history.last))
         for sign in self.monitor.signs:
             say(f"warning: collapse: {sign}", "yellow")

@@ -100,6 +100,23 @@ def closing(rows: List[Row], method: str, k: int) -> Table:
     return table
 
 
+def doubts_on(rows: Sequence[Row]) -> List[str]:
+    """A sentence for each network whose features are worth less than those of the random one.
+
+    Args:
+        rows: the first is the backbone before training, if it was measured.
+    """
+    if not rows or rows[0].knn is None or not rows[0].features.startswith("random"):
+        return []
+    return [
+        f"warning: the {row.features}'s features are worth less than those of the random network "
+        f"({row.knn:.2f} against {rows[0].knn:.2f} % k-NN): nothing that tells the classes apart was learnt, or too "
+        "little yet."
+        for row in rows[1:]
+        if row.knn is not None and row.knn < rows[0].knn
+    ]
+
+
 def losses(last_epoch: Dict[str, float]) -> str:
     """What the last epoch of training logged, on one line; accuracies stand in the table."""
     named = {
