@@ -83,9 +83,9 @@ distclean: clean ## remove the venvs too (needed before another PYTHON is chosen
 # constraints.txt holds for Python 3.11 and later; an older one takes the newest versions that setup.cfg allows.
 $(VENV)/.complete: setup.cfg setup.py pyproject.toml constraints.txt
 	@"$(PYTHON)" -c "" 2>/dev/null || { \
-	    echo "'$(PYTHON)' does not run here: install Python 3.9 or later, or name one with PYTHON=..." >&2; exit 2; }
-	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 9))' || { \
-	    echo "carp_plugin needs Python 3.9 or later, and $(PYTHON) is $$("$(PYTHON)" --version 2>&1): name another with PYTHON=..." >&2; \
+	    echo "'$(PYTHON)' does not run here: install Python 3.10 or later, or name one with PYTHON=..." >&2; exit 2; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	    echo "carp_plugin needs Python 3.10 or later, and $(PYTHON) is $$("$(PYTHON)" --version 2>&1): name another with PYTHON=..." >&2; \
 	    exit 2; }
 	@if test -e $@; then \
 	    echo "Bringing $(VENV) up to date with setup.cfg, setup.py, pyproject.toml and constraints.txt."; \

@@ -12,6 +12,7 @@ from typing import Any
 
 from carp_plugin.errors import UserError
 from carp_plugin.settings.recipes import folder
+from carp_plugin.terminal import lasting_streams
 
 HELP = """\
 usage: python -m carp_plugin SCRIPT.py [arguments of the script]
@@ -50,7 +51,8 @@ def main() -> None:
     sys.path.insert(0, str(script.resolve().parent))
     _prepare()
     sys.argv = [str(script), *sys.argv[2:]]
-    runpy.run_path(str(script), run_name="__main__")
+    with lasting_streams():
+        runpy.run_path(str(script), run_name="__main__")
 
 
 def _prepare() -> None:

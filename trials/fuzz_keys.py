@@ -41,7 +41,7 @@ KEYS: Dict[str, Sequence[str]] = {
         method_kwargs.teacher_prototypes dali.device knn_eval.distance_func accelerator strategy max_time
         gradient_clip_algorithm profiler deterministic""".split(),
     # whatever is typed is a path, so that only one without a letter is none
-    "path": """data.train_path data.val_path checkpoint.dir resume_from_checkpoint auto_umap.dir
+    "path": """data.train_path data.val_path checkpoint.dir resume_from_checkpoint initial_checkpoint auto_umap.dir
         default_root_dir""".split(),
     "list": """augmentations scheduler.lr_decay_steps augmentations.0.mean
         augmentations.0.std""".split(),

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, List, Optional, Sequence, Type
 
 from carp_plugin.errors import UserError
-from carp_plugin.terminal import has_the_say, is_first_of_node
+from carp_plugin.terminal import has_the_say, is_first_of_node, lasting_streams
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def saying_mistakes() -> Iterator[None]:
     """Within this context a user's mistake and Ctrl-C are said in one sentence.
 
     Stands inside the function that Hydra calls as well, for Hydra would print its own line about the error first.
-    Leaves with 2 after a mistake of the user's, with 130 after Ctrl-C, with 143 after SIGTERM.
+    Leaves with 2 after a mistake of the user's, with 130 after Ctrl-C, with 128 and the number of another signal.
     """
     try:
         yield
@@ -119,7 +119,7 @@ class Command:
         """
         given = list(sys.argv[1:] if arguments is None else arguments)
         silence_third_parties()
-        with saying_mistakes():
+        with lasting_streams(), saying_mistakes():
             if any(flag in ("-h", "--help") for flag in given):
                 print(self.help())
             elif given[:1] == ["--keys"]:
@@ -234,7 +234,7 @@ class FlagCommand:
         """
         given = sys.argv[1:] if arguments is None else arguments
         silence_third_parties()
-        with saying_mistakes():
+        with lasting_streams(), saying_mistakes():
             settings = self.read(given)
             _named(self.run)(settings)
 

@@ -12,6 +12,7 @@ from carp_plugin.compare.plan import plan as planned
 from carp_plugin.compare.results import write_results
 from carp_plugin.compare.runner import run
 from carp_plugin.compare.statistics import table
+from carp_plugin.data.remarks import remarks_on, say_remarks
 from carp_plugin.errors import UserError
 from carp_plugin.settings.comparison import Asked
 from carp_plugin.terminal import say
@@ -33,6 +34,7 @@ def compare(asked: Asked) -> Dict[str, Any]:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     plan = planned(asked)
     say(f"{len(plan.jobs)} runs, {plan.settings.jobs} at a time; results go to {plan.root}")
+    say_remarks(remarks_on(plan.first.data))
 
     def finished(runs: List[Dict[str, Any]]) -> None:
         write_results(plan, runs)

@@ -8,6 +8,7 @@ from typing import Any, Dict
 from carp_plugin import register
 from carp_plugin.data.folders import check_data, count_classes, prepare_data_folder
 from carp_plugin.data.labelled import labelled_data
+from carp_plugin.data.remarks import remarks_on, say_remarks
 from carp_plugin.evaluation.checkpoint import load_pretrained
 from carp_plugin.evaluation.linear import LinearRun, build_model, check_named, opening
 from carp_plugin.methods.known import check_optimizer
@@ -16,7 +17,7 @@ from carp_plugin.terminal import is_main_process, say
 from carp_plugin.training.convolutions import use_one_pixel_convolutions
 from carp_plugin.training.devices import machine_of
 from carp_plugin.training.memory import keep_freed_memory
-from carp_plugin.training.plan import plan_of
+from carp_plugin.training.plan import left_out, plan_of
 from carp_plugin.training.run import check_writable
 from carp_plugin.training.state import find_checkpoint
 
@@ -63,5 +64,7 @@ def linear(settings: Linear) -> Dict[str, Any]:
     plan = plan_of(settings, machine, images.images, classes)
     if is_main_process():
         say(opening(settings, pretrained, images, plan))
+        remarks = [f"warning: {sentence}" for sentence in left_out(settings, plan)]
+        say_remarks([*remarks, *remarks_on(data)])
     model = build_model(settings, pretrained, plan, backbone)
     return LinearRun(settings, pretrained, model, images, plan).go()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Dict
+from typing import Any, Dict, List
 
 from lightning.pytorch import seed_everything
 
@@ -14,6 +14,7 @@ from carp_plugin.data.loaders import (
     pretrain_dali,
     pretrain_loader,
 )
+from carp_plugin.data.remarks import remarks_on, say_remarks
 from carp_plugin.evaluation.online import OnlineEvaluation
 from carp_plugin.settings.pretraining import Pretraining
 from carp_plugin.terminal import is_main_process, say
@@ -61,11 +62,14 @@ def pretrain(settings: Pretraining) -> Dict[str, Any]:
             settings.debug_augmentations,
         )
         images = len(train.dataset)
-    plan = plan_of(settings, machine, images, count_classes(data.dataset, data.train_path))
+    classes = count_classes(data.dataset, data.train_path, data.no_labels)
+    plan = plan_of(settings, machine, images, classes)
+    remarks: List[str] = []
     if is_main_process():
         say(opening(settings, plan))
-        for sentence in warnings_of(settings, plan):
-            say(f"warning: {sentence}", "yellow")
+        remarks = [f"warning: {sentence}" for sentence in warnings_of(settings, plan)]
+        remarks += remarks_on(data, data.no_labels)
+        say_remarks(remarks)
     evaluator = OnlineEvaluation(labelled, settings.evaluation, machine.device)
     val = labelled[1] if labelled else None
-    return PretrainingRun(settings, model, train, val, evaluator, plan).go()
+    return PretrainingRun(settings, model, train, val, evaluator, plan, remarks).go()

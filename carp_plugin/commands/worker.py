@@ -114,6 +114,7 @@ def _pretrain(folder: Path, settings: Dict[str, Any]) -> Dict[str, Any]:
         },
         "curves": epochs,
         "signs_of_collapse": summary["signs_of_collapse"],
+        "remarks": summary["remarks"],
         "steps": summary["steps"],
         "seconds": {"pretrain": summary["seconds"], "training": round(seconds, 1)},
         "images_per_second": round(images / seconds, 1) if seconds else None,

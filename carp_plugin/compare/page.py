@@ -11,7 +11,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from carp_plugin.compare import gallery, pictures
-from carp_plugin.compare.statistics import explanation, labels_of, lines_of, remarks_of, usable
+from carp_plugin.compare.statistics import (
+    doubts_of,
+    explanation,
+    labels_of,
+    lines_of,
+    remarks_of,
+    usable,
+)
 from carp_plugin.errors import UserError
 from carp_plugin.evaluation.drawing import Picture, svg
 
@@ -99,6 +106,7 @@ def html_of(results: Mapping[str, Any], folder: Path) -> str:
         curves=_curves(results),
         terms=_terms(results),
         galleries=_galleries(results, Path(folder)),
+        doubts=doubts_of(results["runs"]),
         remarks=remarks_of(results["runs"]),
         runs=[_provenance(run) for run in results["runs"]],
         command=results.get("command") or "",

@@ -113,7 +113,9 @@ def _check_methods(settings: Comparison) -> None:
 
 def _with_fitting_k(settings: Comparison, first: Pretraining) -> Comparison:
     """The comparison with as many neighbours as there are training images; what does not fit is left out, and said."""
-    if first.data.val_path is None or first.data.no_labels:
+    if first.data.no_labels:
+        raise UserError("a comparison needs labelled images; set data.no_labels=False.")
+    if first.data.val_path is None:
         raise UserError(
             "a comparison needs labelled images; give data.val_path, with one folder a class as in data.train_path."
         )

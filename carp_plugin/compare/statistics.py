@@ -236,6 +236,13 @@ def remarks_of(runs: Sequence[Run]) -> List[str]:
     ]
 
 
+def doubts_of(runs: Sequence[Run]) -> List[str]:
+    """What the runs warned of before their first step, each once: numbers that cannot be meant."""
+    said = (remark for run in runs for remark in run.get("remarks") or ())
+    warnings = (remark for remark in said if remark.startswith("warning: "))
+    return [remark[len("warning: ") :] for remark in dict.fromkeys(warnings)]
+
+
 def metric_name(metric: str, headline_k: int) -> str:
     """A metric as people read it: "k-NN (k = 20), student"."""
     kind, features = metric.split("/")
@@ -289,7 +296,7 @@ def table(results: Mapping[str, Any]) -> Table:
     whole = Table.grid()
     whole.add_row(drawn)
     whole.add_row(Text(explanation(results["summary"]), style="dim"))
-    for remark in remarks_of(results["runs"]):
+    for remark in [*doubts_of(results["runs"]), *remarks_of(results["runs"])]:
         whole.add_row(Text(remark, style="yellow"))
     return whole
 
@@ -303,7 +310,10 @@ def markdown(results: Mapping[str, Any]) -> str:
     header, lines = lines_of(results)
     rows = ["| " + " | ".join(_escaped(cell) for cell in row) + " |" for row in [header, *lines]]
     rule = "| --- |" + " ---: |" * (len(header) - 1)
-    remarks = [f"- {_escaped(remark)}" for remark in remarks_of(results["runs"])]
+    remarks = [
+        f"- {_escaped(remark)}"
+        for remark in [*doubts_of(results["runs"]), *remarks_of(results["runs"])]
+    ]
     text = [rows[0], rule, *rows[1:], "", explanation(results["summary"]), ""]
     return "\n".join(text + ([*remarks, ""] if remarks else []))
 

@@ -198,9 +198,10 @@ def with_our_workers(loader: DataLoader) -> DataLoader:
 
 
 def leave_signals(worker: int) -> None:
-    """Ctrl-C and SIGTERM reach a whole group of processes; what to do is the training process's to decide."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """A signal may reach a whole group of processes; what to do is the training process's to decide."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"):
+        if hasattr(signal, name):  # Windows lacks most of them
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 @atexit.register

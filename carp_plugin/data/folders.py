@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Any, Callable, List, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
-from torchvision.datasets.folder import IMG_EXTENSIONS
-
-from carp_plugin.data.images import is_class_image_name, is_image_name
+from carp_plugin.data.datasets import validation_listing
+from carp_plugin.data.listing import is_hidden, list_images, readable_endings, shown
 from carp_plugin.data.photos import DEFAULT_ROOT, MANIFEST, prepare_photos
 from carp_plugin.errors import UserError
 from carp_plugin.settings.parts import CLASSES, DOWNLOADED
-
-#: Folders that archivers and synchronisers leave beside the user's own; all others of their kind are hidden.
-_NO_CLASSES = ("__MACOSX", "@eaDir")
 
 
 def prepare_data_folder(prepare: Optional[str], train_path: str) -> None:
@@ -47,7 +42,7 @@ def check_data(
         train_path: of the training images.
         val_path: of the validation images, or None.
         data_format: "image_folder", "dali" or "h5".
-        no_labels: whether the training folder is a flat one.
+        no_labels: whether the training folder is any tree of images, and its folders no classes.
 
     Raises:
         UserError: the first thing that is missing.
@@ -58,74 +53,67 @@ def check_data(
         exists("data.train_path", train_path, Path.is_file, "an HDF5 file")
         return
     train = exists("data.train_path", train_path, Path.is_dir, "a folder")
-    _check_image_folder("data.train_path", train, no_labels)
-    if val_path is not None and not no_labels:
+    if no_labels:
+        listing = list_images(train, labelled=False)
+        if not listing.samples:
+            raise UserError(f"data.train_path={train} holds no image{_instead(train)}.")
+        return
+    _check_classes("data.train_path", train, each=True)
+    if val_path is not None:
         val = exists("data.val_path", val_path, Path.is_dir, "a folder")
-        _check_image_folder("data.val_path", val, flat=False)
-        missing = set(_folders(val)) ^ set(_folders(train))
-        if missing:
-            raise UserError(
-                f"the class folders of data.train_path={train} and data.val_path={val} differ "
-                f"({', '.join(sorted(missing)[:5])}{', …' if len(missing) > 5 else ''}); "
-                "both must hold one folder a class, of the same names."
-            )
+        _check_classes("data.val_path", val, each=False)
+        validation_listing(_Folders(dataset, train_path, val_path, data_format))
 
 
-def count_classes(dataset: str, train_path: Optional[str]) -> int:
-    """Classes of a data set: those it is known for, or its class folders; at least 1, as the host counts."""
+class _Folders(NamedTuple):
+    dataset: str
+    train_path: Optional[str]
+    val_path: Optional[str]
+    format: str
+
+
+def _check_classes(key: str, root: Path, each: bool) -> None:
+    """A labelled folder holds folders of images, one a class.
+
+    Args:
+        key: of the configuration.
+        root: the folder.
+        each: whether every class needs an image, for to validate a few will do.
+    """
+    listing = list_images(root, labelled=True)
+    if not listing.classes:
+        raise UserError(
+            f"{key}={root} holds no class folder; expected one folder a class with images in it, "
+            "or set data.no_labels=True for unlabelled images."
+        )
+    empty = listing.empty()
+    if empty and (each or not listing.samples):
+        raise UserError(
+            f"{key}={root} holds no image of the class {shown(empty[0])}{_instead(root / empty[0])}; put images into "
+            f"its folder ({', '.join(sorted(readable_endings()))}), or delete it."
+        )
+
+
+def count_classes(dataset: str, train_path: Optional[str], no_labels: bool = False) -> int:
+    """Classes of a data set: those it is known for, or its class folders; at least 1, as the host counts.
+
+    Args:
+        dataset: of the host, or "custom".
+        train_path: of the training images.
+        no_labels: whether folders are no classes.
+    """
     if dataset in CLASSES:
         return CLASSES[dataset]
     root = Path(str(train_path))
-    return max(1, len(_folders(root))) if root.is_dir() else 1
-
-
-def _folders(root: Path) -> List[str]:
-    try:
-        return sorted(path.name for path in root.iterdir() if path.is_dir())
-    except OSError as error:
-        raise UserError(
-            f"the folder {root} cannot be listed ({error.strerror}); check its permissions."
-        ) from None
-
-
-def _check_image_folder(key: str, root: Path, flat: bool) -> None:
-    """A labelled folder holds folders of images, one a class; a flat one images.
-
-    Both hosts and torchvision take every folder for a class, and the number of classes from their number.
-    """
-    classes = _folders(root)
-    hidden = [name for name in classes if name.startswith(".") or name in _NO_CLASSES]
-    if hidden:
-        raise UserError(
-            f"{key}={root} holds the folder {hidden[0]}, which other programs write and which would count as a class; "
-            "delete it, or move it elsewhere."
-        )
-    if flat and classes:
-        raise UserError(
-            f"{key}={root} holds folders ({classes[0]}, …), but data.no_labels=True expects images directly in it; "
-            "set data.no_labels=False for one folder a class."
-        )
-    if flat and not any(is_image_name(path.name) for path in root.iterdir()):
-        raise UserError(f"{key}={root} holds no image{_instead(root)}.")
-    if not flat and not classes:
-        raise UserError(
-            f"{key}={root} holds no class folder; expected one folder a class with images in it, "
-            "or set data.no_labels=True for a flat folder of unlabelled images."
-        )
-    for name in [] if flat else classes:
-        _folders(root / name)  # os.walk passes over in silence what may not be listed
-        files = (file for _, _, files in os.walk(root / name, followlinks=True) for file in files)
-        if not any(map(is_class_image_name, files)):
-            raise UserError(
-                f"{key}={root} holds no image of the class {name}{_instead(root / name)}; put images into its folder "
-                f"({', '.join(IMG_EXTENSIONS)}), or delete it."
-            )
+    if no_labels or not root.is_dir():
+        return 1
+    return max(1, len(list_images(root, labelled=True).classes))
 
 
 def _instead(folder: Path) -> str:
     """A file that is there in place of images, for the middle of a sentence."""
-    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    return f" but {names[0]}" if names else ""
+    names = sorted(path.name for path in folder.iterdir() if not is_hidden(path.name))
+    return f" but {shown(names[0])}" if names else ""
 
 
 def exists(key: str, value: Any, test: Callable[[Path], bool], what: str) -> Path:
@@ -155,5 +143,5 @@ def exists(key: str, value: Any, test: Callable[[Path], bool], what: str) -> Pat
 
 
 def count_images(root: str) -> int:
-    """Files in the class folders of an ImageFolder."""
-    return sum(path.is_file() for path in Path(root).glob("*/*"))
+    """Images in the class folders of a folder; 0 where there is none."""
+    return len(list_images(root, labelled=True).samples) if Path(root).is_dir() else 0

@@ -10,7 +10,7 @@ import uuid
 from pathlib import Path
 from typing import Dict, List, Tuple
 
-from carp_plugin.data.images import is_class_image_name
+from carp_plugin.data.listing import list_images
 from carp_plugin.errors import UserError
 
 _MANIFEST = "holdout.json"
@@ -50,10 +50,10 @@ def hold_out(train_path: Path, root: Path, fraction: float, seed: int) -> Tuple[
     try:
         for part, classes in split.items():
             for name, files in classes.items():
-                folder = unfinished / part / name
-                folder.mkdir(parents=True)
                 for file in files:
-                    _link((train_path / name / file).resolve(), folder / file)
+                    target = unfinished / part / name / file
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    _link((train_path / name / file).resolve(), target)
         (unfinished / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         os.rename(unfinished, root)
     except OSError as error:
@@ -66,10 +66,15 @@ def hold_out(train_path: Path, root: Path, fraction: float, seed: int) -> Tuple[
 
 
 def _split(train_path: Path, fraction: float, seed: int) -> Dict[str, Dict[str, List[str]]]:
-    """train and val -> class -> names of files."""
+    """train and val -> class -> names of files, below the class folder."""
     split: Dict[str, Dict[str, List[str]]] = {"train": {}, "val": {}}
-    for folder in sorted(path for path in train_path.iterdir() if path.is_dir()):
-        names = sorted(path.name for path in folder.iterdir() if is_class_image_name(path.name))
+    listing = list_images(train_path, labelled=True)
+    files: Dict[str, List[str]] = {name: [] for name in listing.classes}
+    for path, label in listing.samples:
+        folder = train_path / listing.classes[label]
+        files[folder.name].append(Path(path).relative_to(folder).as_posix())
+    for name, unsorted in files.items():
+        folder, names = train_path / name, sorted(unsorted)
         if len(names) < 2:
             raise UserError(
                 f"{folder} holds {len(names)} image{'s' * (len(names) != 1)}; holding some out needs two at least."

@@ -15,14 +15,14 @@ import time
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import Any, List, Optional, Sequence, Set, Tuple, Union
+from typing import Any, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
 from PIL import Image, ImageFile
 from torch.utils.data import Dataset
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from carp_plugin.data.listing import is_image_name
 from carp_plugin.errors import UserError
 
 #: One file in a hundred: a few torn downloads are survivable, more is a broken data set. Fewer than a hundred files
@@ -120,9 +120,9 @@ class NamesBadImages(Dataset):
     For validation images ``max_bad_fraction`` is to be 0: a replaced one would falsify the accuracy.
 
     Args:
-        dataset: of the host. The files of an ImageFolder (``samples``) and of a flat folder (``images``, ``root``)
-            are read by :func:`read_image` from here on; hidden files and files that are no images by their names
-            are left out of a flat folder.
+        dataset: of ours or of the host. The files of folders (``samples``) and of the host's flat folder (``images``,
+            ``root``) are read by :func:`read_image` from here on; what is no image by its name is left out of the
+            latter, as :mod:`carp_plugin.data.listing` does.
         max_bad_fraction: of the files of the data set that may be bad.
         max_pixels: an image of more is bad.
 
@@ -237,8 +237,13 @@ class NamesBadImages(Dataset):
         """Width and height in pixels of at most 64 images spread over the data set, by their headers alone."""
         if not self._flat and not hasattr(self.dataset, "samples"):
             return []
-        step = max(1, -(-len(self) // _SAMPLED))
-        return [size for i in range(0, len(self), step) if (size := _size(self.path(i)))]
+        return sizes_of([self.path(index) for index in range(len(self))])
+
+
+def sizes_of(paths: Sequence[str]) -> List[Tuple[int, int]]:
+    """Width and height in pixels of at most 64 images spread over these, by their headers alone."""
+    step = max(1, -(-len(paths) // _SAMPLED))
+    return [size for path in paths[::step] if (size := _size(path))]
 
 
 def named_images(loader: Any) -> Optional[NamesBadImages]:
@@ -274,21 +279,6 @@ def fingerprint(paths: Sequence[str], root: str) -> str:
             size = -1
         digest.update(str(size).encode() + b"\0")
     return digest.hexdigest()[:16]
-
-
-def is_image_name(name: str) -> bool:
-    """Whether a file of a flat folder is an image by its name: not hidden, and an ending that Pillow opens or none."""
-    ending = os.path.splitext(name)[1].lower()
-    return not name.startswith(".") and (not ending or ending in _pillow_endings())
-
-
-def is_class_image_name(name: str) -> bool:
-    """Whether a file of a class folder is an image by its name, as torchvision's ImageFolder decides."""
-    return name.lower().endswith(IMG_EXTENSIONS)
-
-
-def _pillow_endings() -> Set[str]:
-    return {e for e, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 
 
 def _read(path: Union[str, Path], max_pixels: int = MAX_PIXELS) -> Image.Image:

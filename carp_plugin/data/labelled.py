@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from carp_plugin.data.dali import naming_dali_failures
+from carp_plugin.data.dali import check_decodable, naming_dali_failures
+from carp_plugin.data.datasets import labelled_images
 from carp_plugin.data.epochs import epoch_loader, with_our_workers
 from carp_plugin.data.images import NamesBadImages
 from carp_plugin.data.loaders import (
     Statistics,
     check_batch,
+    dali_samples,
     evaluation_transform,
     read_data,
     warn_of_sizes,
@@ -21,8 +22,8 @@ from carp_plugin.data.loaders import (
 from carp_plugin.host import (
     ClassificationDALIDataModule,
     prepare_classification_dataloaders,
-    prepare_classification_datasets,
     prepare_classification_transforms,
+    serve_files,
 )
 from carp_plugin.settings.linear import LinearData, TrainTransform
 
@@ -68,16 +69,9 @@ def labelled_data(
         UserError: the data cannot be read, or there are fewer images than a batch.
     """
     evaluation = evaluation_transform(data.dataset, data.eval_transform, statistics)
+    training = training_transform(data.dataset, data.train_transform, evaluation)
     train_set, val_set = read_data(
-        lambda: prepare_classification_datasets(
-            data.dataset,
-            training_transform(data.dataset, data.train_transform, evaluation),
-            evaluation,
-            train_data_path=data.train_path,
-            val_data_path=data.val_path,
-            data_format="image_folder" if data.format == "dali" else data.format,
-            data_fraction=data.fraction,
-        )
+        lambda: labelled_images(data, training, evaluation, data.fraction)
     )
     check_batch(data.train_path, len(train_set), batch_size, world)
     named = NamesBadImages(val_set, 0.0, data.max_pixels)
@@ -138,4 +132,8 @@ def _dali(data: LinearData, batch_size: int, device: str, val: DataLoader) -> An
         dali_device=device,
     )
     module.val_dataloader = lambda: val
-    return naming_dali_failures(module, Path(data.train_path))
+    samples = dali_samples(data)
+    files = [path for path, _ in samples]
+    check_decodable(files)
+    serve_files(module, samples)
+    return naming_dali_failures(module, str(data.train_path), files)

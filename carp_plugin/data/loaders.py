@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from pathlib import Path
 from typing import Any, Callable, List, Optional, Protocol, Sequence, Tuple
 
@@ -10,7 +12,14 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 
-from carp_plugin.data.dali import naming_dali_failures
+from carp_plugin.data.dali import check_decodable, naming_dali_failures
+from carp_plugin.data.datasets import (
+    in_folders,
+    labelled_images,
+    part_of,
+    pretraining_images,
+    training_listing,
+)
 from carp_plugin.data.epochs import epoch_loader, with_our_workers
 from carp_plugin.data.images import (
     NamesBadImages,
@@ -18,6 +27,7 @@ from carp_plugin.data.images import (
     named_images,
     verdict_of,
 )
+from carp_plugin.data.listing import Sample
 from carp_plugin.errors import UserError
 from carp_plugin.host import (
     FullTransformPipeline,
@@ -26,12 +36,11 @@ from carp_plugin.host import (
     build_transform_pipeline,
     build_transform_pipeline_dali,
     prepare_classification_dataloaders,
-    prepare_classification_datasets,
     prepare_classification_transforms,
-    prepare_datasets,
+    serve_files,
 )
 from carp_plugin.host.cfg import node
-from carp_plugin.settings.parts import Pipeline, Size
+from carp_plugin.settings.parts import DOWNLOADED, Pipeline, Size
 from carp_plugin.settings.pretraining import PretrainingDali, PretrainingData
 from carp_plugin.terminal import is_main_process, say
 
@@ -107,16 +116,7 @@ def pretrain_loader(
     transform = _views(views, lambda view: build_transform_pipeline(data.dataset, view))
     if show:
         print(f"Transforms:\n{transform}")
-    dataset = read_data(
-        lambda: prepare_datasets(
-            data.dataset,
-            transform,
-            train_data_path=data.train_path,
-            data_format=data.format,
-            no_labels=data.no_labels,
-            data_fraction=data.fraction,
-        )
-    )
+    dataset = read_data(lambda: pretraining_images(data, transform))
     named = NamesBadImages(dataset, data.max_bad_fraction, data.max_pixels)
     check_batch(data.train_path, len(named), batch_size, world)
     _check_shapes(views, named)
@@ -150,7 +150,10 @@ def pretrain_dali(
         views,
         lambda view: build_transform_pipeline_dali(data.dataset, view, dali_device=dali.device),
     )
-    check_batch(data.train_path, len(dali_files(data)), batch_size, world)
+    samples = dali_samples(data)
+    files = [path for path, _ in samples]
+    check_batch(data.train_path, len(files), batch_size, world)
+    check_decodable(files)
     module = PretrainDALIDataModule(
         dataset=data.dataset,
         train_data_path=data.train_path,
@@ -164,7 +167,8 @@ def pretrain_dali(
         dali_device=dali.device,
         encode_indexes_into_labels=dali.encode_indexes_into_labels,
     )
-    return naming_dali_failures(module, Path(data.train_path))
+    serve_files(module, samples)
+    return naming_dali_failures(module, data.train_path, files)
 
 
 def labelled_loaders(
@@ -189,16 +193,7 @@ def labelled_loaders(
     if data.no_labels or data.val_path is None:
         return None
     transform = evaluation_transform(data.dataset, data.eval_transform, statistics)
-    train, val = read_data(
-        lambda: prepare_classification_datasets(
-            data.dataset,
-            transform,
-            transform,
-            train_data_path=data.train_path,
-            val_data_path=data.val_path,
-            data_format="image_folder" if data.format == "dali" else data.format,
-        )
-    )
+    train, val = read_data(lambda: labelled_images(data, transform, transform))
     # The host's validation loader neither shuffles nor drops; the training images are to come like that too.
     both = []
     size = data.eval_transform
@@ -304,13 +299,23 @@ def check_batch(train_path: str, images: int, batch_size: int, world: int) -> No
         )
 
 
+def dali_samples(data: Any) -> List[Sample]:
+    """The (path, label) that DALI's reader serves: those that ``data.format=image_folder`` would.
+
+    Args:
+        data: of a pretraining or a linear evaluation.
+    """
+    return read_data(lambda: part_of(training_listing(data), data.fraction))
+
+
 def dali_files(data: Any) -> List[str]:
-    """The files that DALI's reader will serve."""
-    pattern = "*" if getattr(data, "no_labels", False) else "*/*"
-    return sorted(str(path) for path in Path(data.train_path).glob(pattern) if path.is_file())
+    """The files that DALI's reader serves, in the order of their paths."""
+    return sorted(path for path, _ in dali_samples(data))
 
 
-def fingerprint_of(data: Any, train: Any) -> Optional[str]:
+def fingerprint_of(
+    data: Any, train: Any, of: Callable[[Sequence[str], str], str] = fingerprint
+) -> Optional[str]:
     """Tells the training images from others in the same place; None for data sets that are known by their names.
 
     Args:
@@ -318,10 +323,44 @@ def fingerprint_of(data: Any, train: Any) -> Optional[str]:
         train: training loader, or a DALI data module.
     """
     named = named_images(train)
-    files = dali_files(data) if data.format == "dali" else named.files() if named else []
+    files: List[str] = named.files() if named else []
+    if data.format == "dali" and in_folders(data):
+        files = dali_files(data)
     if not files and data.train_path and Path(data.train_path).is_file():
         files = [str(data.train_path)]
-    return fingerprint(files, str(data.train_path)) if files else None
+    root = str(data.train_path)
+    if not files or not files[0].startswith(root):  # `a//b`, which some listings write as `a/b`
+        root = str(Path(root))
+    return of(files, root.rstrip("/")) if files else None
+
+
+def first_bytes(paths: Sequence[str], root: str) -> str:
+    """What tells images of the same names and sizes apart: a hash of the first 64 KiB of some 16 files.
+
+    Args:
+        paths: of the files.
+        root: their folder, which does not matter.
+    """
+    digest = hashlib.sha256()
+    for path in paths[:: -(-len(paths) // 16)]:
+        try:
+            with open(path, "rb") as file:
+                digest.update(file.read(1 << 16))
+        except OSError:  # it is named when it is read as an image
+            continue
+    return digest.hexdigest()[:16]
+
+
+def fingerprint_of_validation(data: Any) -> Optional[str]:
+    """Tells the files of the validation images from others, wherever they lie; None where there are none to look at."""
+    root = data.val_path
+    if not root or data.dataset in DOWNLOADED:
+        return None
+    root = str(root).rstrip("/")
+    if Path(root).is_file():
+        return fingerprint([root], root)
+    inside = [os.path.join(home, name) for home, _, names in os.walk(root) for name in names]
+    return fingerprint(sorted(inside), root) if inside else None
 
 
 def read_data(build: Callable[[], Any]) -> Any:

@@ -45,7 +45,7 @@ def build_model(
         UserError: the settings name another method or backbone than the checkpoint's.
     """
     values = {**settings.values(), **_of_checkpoint(settings, pretrained)}
-    cfg = linear_cfg(values, plan.machine.accelerator, plan.machine.devices)
+    cfg = linear_cfg(values, plan.machine.accelerator, plan.machine.devices, plan.classes)
     seed_everything(settings.seed, verbose=False)
     with advice_silenced():
         model = LinearModel(backbone, cfg=cfg)
@@ -160,9 +160,10 @@ class LinearRun(TrainingRun):
         if not trainer.is_global_zero:
             return {}
         hits = self._hits(trainer)
-        summary = self._summary(hits, trainer, seconds)
+        summary = self._summary(hits, trainer, self.seconds(seconds))
+        where = self.write(summary)
         say(closing(summary))
-        self.write(summary)
+        say(where)
         return {**summary, "correct": hits[:, 0].tolist(), "epochs": self.history.epochs}
 
     def _continue_from(self, path: Path) -> None:

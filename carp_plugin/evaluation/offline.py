@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from carp_plugin.data.folders import check_data, prepare_data_folder
 from carp_plugin.data.loaders import labelled_loaders
+from carp_plugin.data.remarks import remarks_on, say_remarks
 from carp_plugin.errors import UserError
 from carp_plugin.evaluation.checkpoint import Pretrained, load_pretrained
 from carp_plugin.settings.offline import Offline
@@ -156,6 +157,7 @@ def _loaders(trained: Trained) -> Any:
             )
         prepare_data_folder(data.prepare, data.train_path)
         check_data(data.dataset, data.train_path, data.val_path, data.format, no_labels=False)
+        say_remarks(remarks_on(data, flags=True))
         return labelled_loaders(data, trained.view, trained.optimizer.batch_size)
     except UserError as error:
         said = re.sub(r"data\.(train|val)_path=", r"--\1_data_path ", str(error))

@@ -78,6 +78,8 @@ class OnlineEvaluation:
     def before(self, model: Any, settings: Pretraining, plan: Plan) -> Row:
         """The backbone before the first step; its linear layer is trained on features computed once."""
         name = "random, before training"
+        if settings.initial_checkpoint is not None:
+            name = "given, before training"
         features = self.evaluator.features(cast(nn.Module, model.backbone), "the random backbone")
         if features is None:
             return Row(name, None, None)

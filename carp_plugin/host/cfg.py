@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Mapping, Sequence, cast
+from typing import Any, Dict, Mapping, Optional, Sequence, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -18,20 +18,37 @@ def node(values: Mapping[str, Any]) -> DictConfig:
     return OmegaConf.create(dict(values))
 
 
-def pretrain_cfg(values: Mapping[str, Any], accelerator: str, devices: Sequence[int]) -> DictConfig:
+def pretrain_cfg(
+    values: Mapping[str, Any],
+    accelerator: str,
+    devices: Sequence[int],
+    classes: Optional[int] = None,
+) -> DictConfig:
     """What a method is built from: the settings, the host's defaults, classes, crops and scaled learning rates.
 
     Args:
         values: of a pretraining, as the user wrote them.
         accelerator: "cpu", "gpu" or "cuda".
         devices: one number for each process of a node.
+        classes: of the data; None leaves them to the host, which counts hidden folders too.
     """
-    return parse_pretrain_cfg(_with_devices(values, accelerator, devices))
+    return _with_classes(parse_pretrain_cfg(_with_devices(values, accelerator, devices)), classes)
 
 
-def linear_cfg(values: Mapping[str, Any], accelerator: str, devices: Sequence[int]) -> DictConfig:
+def linear_cfg(
+    values: Mapping[str, Any],
+    accelerator: str,
+    devices: Sequence[int],
+    classes: Optional[int] = None,
+) -> DictConfig:
     """What the host's linear model is built from; arguments as for :func:`pretrain_cfg`."""
-    return parse_linear_cfg(_with_devices(values, accelerator, devices))
+    return _with_classes(parse_linear_cfg(_with_devices(values, accelerator, devices)), classes)
+
+
+def _with_classes(cfg: DictConfig, classes: Optional[int]) -> DictConfig:
+    if classes is not None:
+        cfg.data.num_classes = classes
+    return cfg
 
 
 def _with_devices(

@@ -1,10 +1,11 @@
-"""What both hosts share behind the door: what a resumed run must match, top-k, DALI's absence, a method's keys."""
+"""What both hosts share behind the door: what a resumed run must match, top-k, DALI's files, a method's keys."""
 
 from __future__ import annotations
 
 import inspect
 import re
-from typing import Any, Callable, List, Sequence, Set
+from pathlib import Path
+from typing import Any, Callable, List, Sequence, Set, Tuple
 
 import torch
 
@@ -78,6 +79,54 @@ def missing_dali(why: BaseException) -> type:
             raise UserError(DALI_MISSING.format(why=why))
 
     return MissingDALI
+
+
+class ListedFolder(type(Path())):  # type: ignore[misc]
+    """A folder whose files are listed already.
+
+    Attributes:
+        samples: (path, label) of each.
+    """
+
+    samples: Sequence[Tuple[str, int]]
+
+
+def serve_files(module: Any, samples: Sequence[Tuple[str, int]]) -> None:
+    """Lets a DALI data module serve these files, in place of those that it would find by itself.
+
+    DALI's reader and the hosts list a folder by rules of their own: not below the class folders, and whatever lies
+    there, image or not.
+
+    Args:
+        module: not set up yet; changed in place.
+        samples: (path, label) of each file.
+    """
+    folder = ListedFolder(module.train_data_path)
+    folder.samples = samples
+    module.train_data_path = folder
+    module.data_fraction = -1  # the samples are the part already
+
+
+class ServesListed:
+    """Before a pipeline of the host's, or what builds one: its reader serves the files of a :class:`ListedFolder`."""
+
+    def __init__(self, data_path: Any, **kwargs: Any) -> None:
+        super().__init__(data_path, **kwargs)  # type: ignore[call-arg]
+        samples = getattr(data_path, "samples", None)
+        if samples is None:
+            return
+        from nvidia.dali import ops
+
+        labels = [label for _, label in samples]
+        if kwargs.get("encode_indexes_into_labels"):
+            self.conversion_map, labels = labels, list(range(len(labels)))
+        self.reader = ops.readers.File(
+            files=[path for path, _ in samples],
+            labels=labels,
+            shard_id=kwargs["shard_id"],
+            num_shards=kwargs["num_shards"],
+            shuffle_after_epoch=True,
+        )
 
 
 def keys_in_source(cls: type) -> Set[str]:

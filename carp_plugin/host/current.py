@@ -40,8 +40,10 @@ from solo.utils.momentum import MomentumUpdater, initialize_momentum_params
 
 from carp_plugin.host.common import (
     RESUME_MUST_MATCH,
+    ServesListed,
     keys_in_source,
     missing_dali,
+    serve_files,
     within_classes,
     zero_without_assignments,
 )
@@ -77,7 +79,7 @@ else:
         "CustomNormalPipelineBuilder",
     ):
         _builder = getattr(_dali, _name)
-        setattr(_dali, _name, type(_name, (_WithoutDevice, _builder), {}))
+        setattr(_dali, _name, type(_name, (ServesListed, _WithoutDevice, _builder), {}))
 
 try:
     from solo.utils.auto_umap import AutoUMAP
@@ -99,7 +101,7 @@ class LinearWarmupCosineAnnealingLR(_WarmupCosine):
         if self.last_epoch == 0 and self.warmup_epochs == 0:
             return list(self.base_lrs)
         if self.last_epoch > self.max_epochs:
-            return [group["lr"] for group in self.optimizer.param_groups]
+            return [self.eta_min] * len(self.base_lrs)
         return super().get_lr()
 
 
@@ -161,4 +163,5 @@ __all__ = [
     "prepare_classification_datasets",
     "prepare_classification_transforms",
     "prepare_datasets",
+    "serve_files",
 ]

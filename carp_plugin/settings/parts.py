@@ -65,7 +65,7 @@ class Size(Settings):
 class Data(Settings):
     """Where images are, and how they are read."""
 
-    dataset: Dataset = key(..., "a data set of the host, or custom: an ImageFolder")
+    dataset: Dataset = key(..., "a data set of the host, or custom: folders of images")
     train_path: PathText = key(..., "training images: one folder a class, or the data set's own")
     val_path: Optional[PathText] = key(None, "validation images, in folders of the same names")
     format: Format = key("image_folder", "dali reads folders with NVIDIA DALI, h5 one HDF5 file")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Literal, Mapping, Tuple, Type
+from typing import Any, Dict, Literal, Mapping, Optional, Tuple, Type
 
 from pydantic import model_validator
 
@@ -28,7 +28,7 @@ _OTHER_VIEWS = ("wmse", "mae")
 class PretrainingData(Data):
     """Images of a pretraining."""
 
-    no_labels: Switch = key(False, "a flat folder of unlabelled images")
+    no_labels: Switch = key(False, "unlabelled images: any tree of folders")
 
 
 class PretrainingOptimizer(Optimizer):
@@ -100,6 +100,9 @@ class Pretraining(Run):
     collapse: Collapse = key(Collapse(), "the collapse monitor", identity=False)
     knn_eval: KnnEval = key(KnnEval(), "the host's own k-NN", identity=False)
     auto_umap: AutoUmap = key(AutoUmap(), "the host's own pictures", identity=False)
+    initial_checkpoint: Optional[PathText] = key(
+        None, "a .ckpt file whose weights a new run begins with; epochs and schedule begin anew"
+    )
     debug_augmentations: Switch = key(False, "print the views' transforms", identity=False)
 
     @property
@@ -119,6 +122,15 @@ class Pretraining(Run):
             raise rule(
                 f"{self.method} needs 2 large views, but the augmentations make {self.large_crops} of "
                 f"{self.augmentations[0].crop_size} pixels (views as large as the first pipeline's are the large ones)."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _anew_or_on(self) -> Pretraining:
+        if self.initial_checkpoint is not None and self.resume_from_checkpoint is not None:
+            raise rule(
+                "initial_checkpoint begins a new run and resume_from_checkpoint goes on with an old one; leave out one "
+                "of them."
             )
         return self
 

@@ -40,7 +40,7 @@ class TrainedData(_Lenient):
     val_path: Optional[PathText] = key(None, "validation images")
     format: Format = key("image_folder", "how they are read")
     num_workers: Index = key(4, "processes that read images")
-    no_labels: Switch = key(False, "a flat folder")
+    no_labels: Switch = key(False, "any tree of images")
     prepare: Optional[Text] = key(None, "embedded images")
     max_bad_fraction: Number = key(0.01, "of the images may be bad", ge=0, le=0.5)
     max_pixels: Count = key(178_956_970, "an image of more is bad")

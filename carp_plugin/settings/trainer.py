@@ -57,7 +57,11 @@ class Trainer(Settings):
     max_steps: Steps = key(-1, "ends the run early", unit="steps")
     min_steps: Optional[Count] = key(None, "optimizer steps at least", unit="steps")
     min_epochs: Optional[Count] = key(None, "epochs at least", unit="epochs")
-    max_time: Optional[Duration] = key(None, "ends the run after it")
+    max_time: Optional[Duration] = key(
+        None,
+        "of one process from its first step: it then saves and leaves with 143, and the same command goes on",
+        identity=False,
+    )
     limit_train_batches: Optional[Batches] = key(None, "a share of an epoch's batches, or a number")
     limit_val_batches: Optional[BatchesOrNone] = key(None, "of the validation's batches")
     limit_test_batches: Optional[BatchesOrNone] = key(None, "not used here")

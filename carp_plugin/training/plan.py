@@ -89,6 +89,13 @@ def warnings_of(settings: Pretraining, plan: Plan) -> List[str]:
             f"scheduler.min_lr={plan.min_lr:.4g} is above the effective learning rate {plan.lr:.4g}: the host scales "
             "optimizer.lr by the batch but never min_lr."
         )
+    schedule = settings.scheduler
+    if schedule.name == "warmup_cosine" and schedule.warmup_epochs >= settings.max_epochs:
+        said.append(
+            f"scheduler.warmup_epochs={schedule.warmup_epochs:g} of max_epochs={settings.max_epochs} leave "
+            "nothing after the warm-up: the learning rate only rises."
+        )
+    said += left_out(settings, plan)
     kwargs = settings.method_kwargs
     if isinstance(kwargs, CarpKwargs):
         views = settings.large_crops * 2 + settings.small_crops
@@ -106,6 +113,23 @@ def warnings_of(settings: Pretraining, plan: Plan) -> List[str]:
             "knn_eval is switched off: without labelled validation images it has nothing to measure."
         )
     return said
+
+
+def left_out(settings: Run, plan: Plan) -> List[str]:
+    """Whole batches that take fewer than three quarters of the images, unless fewer are asked for."""
+    if settings.limit_train_batches is not None or not plan.images:
+        return []
+    batch = settings.optimizer.batch_size  # type: ignore[attr-defined]  # of either kind of run
+    own = plan.images // plan.machine.world
+    batches = own // batch
+    taken = batches * batch * plan.machine.world
+    if taken >= plan.images * 3 / 4 or not batches:
+        return []
+    fits = own // (batches + 1) if own // (batches + 1) > 1 else own // batches
+    return [
+        f"an epoch takes {taken} of the {plan.images} images, for only whole batches are trained on; "
+        f"optimizer.batch_size={fits} takes more."
+    ]
 
 
 def _power_below(rows: int) -> int:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Protocol
+from typing import Any, Dict, List, Mapping, Protocol, Sequence
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from carp_plugin.data.folders import check_data, prepare_data_folder
+from carp_plugin.data.folders import check_data, count_classes, prepare_data_folder
 from carp_plugin.data.loaders import say_bad_images
 from carp_plugin.errors import UserError
 from carp_plugin.host import METHODS, AutoUMAP, make_contiguous
@@ -24,8 +24,9 @@ from carp_plugin.training.callbacks.host_state import RestoresHostState
 from carp_plugin.training.convolutions import use_one_pixel_convolutions
 from carp_plugin.training.devices import Machine, machine_of
 from carp_plugin.training.plan import Plan
-from carp_plugin.training.report import Row, closing, losses, provenance
+from carp_plugin.training.report import Row, closing, doubts_on, losses, provenance
 from carp_plugin.training.run import TrainingRun, check_writable
+from carp_plugin.training.state import TRAINING_BUFFERS, fit, read_checkpoint
 from carp_plugin.training.unlabelled import rest_classifiers
 
 
@@ -78,7 +79,9 @@ def build_model(settings: Pretraining, machine: Machine) -> LightningModule:
     Raises:
         UserError: a key of ``method_kwargs`` that the method needs is missing, or a value that it cannot be built with.
     """
-    cfg = pretrain_cfg(settings.values(), machine.accelerator, machine.devices)
+    data = settings.data
+    classes = count_classes(data.dataset, data.train_path, data.no_labels)
+    cfg = pretrain_cfg(settings.values(), machine.accelerator, machine.devices, classes)
     model = _built(cfg, settings)
     make_contiguous(model)
     if settings.data.no_labels:
@@ -87,9 +90,34 @@ def build_model(settings: Pretraining, machine: Machine) -> LightningModule:
         use_one_pixel_convolutions(model)
     if not settings.performance.disable_channel_last:
         model = model.to(memory_format=torch.channels_last)
+    if settings.initial_checkpoint is not None:
+        begin_with(model, Path(settings.initial_checkpoint))
     # An OmegaConf list of betas would reach the optimizer's state, which torch's weights_only then refuses.
     model.extra_optimizer_args = plain(cfg.optimizer.kwargs)  # type: ignore[assignment]
     return model
+
+
+def begin_with(model: LightningModule, path: Path) -> None:
+    """Gives a method that is to be trained anew the weights of a checkpoint: backbone, heads, prototypes, teacher.
+
+    Args:
+        model: changed in place.
+        path: a ``.ckpt`` file of a run of the same method and network.
+
+    Raises:
+        UserError: there is no such file, it is torn, or of another model.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"initial_checkpoint={path} does not exist; give a .ckpt file, or leave it out."
+        )
+    state = read_checkpoint(path)["state_dict"]
+    # a queue or a memory is made anew when training begins
+    state = {name: tensor for name, tensor in state.items() if name not in TRAINING_BUFFERS}
+    complaint = fit(model.state_dict(), state).complaint()
+    if complaint:
+        raise UserError(f"initial_checkpoint={path} is of another model: {complaint}.")
+    model.load_state_dict(state)
 
 
 def _built(cfg: Any, settings: Pretraining) -> LightningModule:
@@ -128,6 +156,7 @@ class PretrainingRun(TrainingRun):
         val: loader of labelled validation images, or None.
         evaluator: measures the features.
         plan: the numbers of the run.
+        remarks: sentences on the settings and the data that were said at its beginning, for the summary.
     """
 
     settings: Pretraining
@@ -140,8 +169,9 @@ class PretrainingRun(TrainingRun):
         val: Any,
         evaluator: Evaluator,
         plan: Plan,
+        remarks: Sequence[str] = (),
     ) -> None:
-        self.train, self.val, self.evaluator = train, val, evaluator
+        self.train, self.val, self.evaluator, self.remarks = train, val, evaluator, list(remarks)
         args = plain(model.cfg)
         super().__init__(settings, args, model, plan, train, settings.method, evaluator.curve)
         self.monitor = CollapseMonitor(stop=settings.collapse.stop)
@@ -161,8 +191,8 @@ class PretrainingRun(TrainingRun):
         started = time.time()
         self.fit(trainer, self.train, self.val)
         seconds = time.time() - started
-        say_bad_images(self.train)
         summary = self._close(rows, trainer, seconds) if trainer.is_global_zero else {}
+        say_bad_images(self.train)
         if self.monitor.stopped:
             raise UserError(
                 f"training was stopped after epoch {trainer.current_epoch - 1} of {self.settings.max_epochs}: "
@@ -171,19 +201,26 @@ class PretrainingRun(TrainingRun):
         return summary
 
     def _close(self, rows: List[Row], trainer: Trainer, seconds: float) -> Dict[str, Any]:
-        """What there is to say after the last step, and the summary."""
+        """The summary, written, and then what there is to say after the last step."""
         rows += self.evaluator.after(self.model, self.history.last)
         rows = [row for row in rows if row.knn is not None or row.linear is not None]
+        doubts = doubts_on(rows)
+        self.remarks += doubts
+        summary = self._summary(rows, trainer, self.seconds(seconds))
+        where = self.write(summary)
         if rows:
             say(closing(rows, self.settings.method, self.evaluator.k))
+        for doubt in doubts:
+            say(doubt, "yellow")
         say(losses(self.history.last))
         for sign in self.monitor.signs:
             say(f"warning: collapse: {sign}", "yellow")
-        return self._summary(rows, trainer, seconds)
+        say(where)
+        return summary
 
     def callbacks(self) -> List[Callback]:
         """Those of every run, what watches this one, the host's state, and the pictures that are asked for."""
-        callbacks: List[Callback] = [RestoresHostState(), FiniteLoss(self.checkpointer)]
+        callbacks: List[Callback] = [RestoresHostState(self.planned), FiniteLoss(self.checkpointer)]
         if self.settings.collapse.enabled:
             callbacks.append(self.monitor)  # before the history, which keeps its metrics
         callbacks += super().callbacks()
@@ -199,18 +236,17 @@ class PretrainingRun(TrainingRun):
 
     def _summary(self, rows: List[Row], trainer: Trainer, seconds: float) -> Dict[str, Any]:
         last = self.last_checkpoint()
-        summary = {
+        return {
             "method": self.settings.method,
             "name": self.settings.name,
             "seed": self.settings.seed,
             "accuracy": [vars(row) for row in rows],
             "last_epoch": self.history.last,
             "signs_of_collapse": self.monitor.signs,
+            "remarks": self.remarks,
             "steps": trainer.global_step,
             "seconds": round(seconds, 1),
             "checkpoint": None if last is None else str(last),
             "plan": self.plan.as_dict(),
             **provenance(self.plan.machine, self.settings.values()),
         }
-        self.write(summary)
-        return summary

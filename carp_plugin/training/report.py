@@ -26,6 +26,7 @@ def opening(settings: Pretraining, plan: Plan) -> Table:
     """The block that a run opens with."""
     machine, data, optimizer = plan.machine, settings.data, settings.optimizer
     threads = f", {torch.get_num_threads()} threads" if machine.accelerator == "cpu" else ""
+    classes = "no labels" if data.no_labels else f"{plan.classes} classes"
     crops = " + ".join(f"{a.num_crops} of {a.crop_size} px" for a in settings.augmentations)
     rows = [
         ("host", str(HOST)),
@@ -35,7 +36,7 @@ def opening(settings: Pretraining, plan: Plan) -> Table:
         ),
         (
             "data",
-            f"{plan.images} images, {plan.classes} classes, {data.train_path} ({data.format})",
+            f"{plan.images} images, {classes}, {data.train_path} ({data.format})",
         ),
         ("views", crops),
         ("device", f"{machine}{threads}, precision {settings.precision or '32-true'}"),
@@ -97,6 +98,23 @@ def closing(rows: List[Row], method: str, k: int) -> Table:
     for row in rows:
         table.add_row(row.features, _percent(row.knn), _percent(row.linear))
     return table
+
+
+def doubts_on(rows: Sequence[Row]) -> List[str]:
+    """A sentence for each network whose features are worth less than those of the random one.
+
+    Args:
+        rows: the first is the backbone before training, if it was measured.
+    """
+    if not rows or rows[0].knn is None or not rows[0].features.startswith("random"):
+        return []
+    return [
+        f"warning: the {row.features}'s features are worth less than those of the random network "
+        f"({row.knn:.2f} against {rows[0].knn:.2f} % k-NN): nothing that tells the classes apart was learnt, or too "
+        "little yet."
+        for row in rows[1:]
+        if row.knn is not None and row.knn < rows[0].knn
+    ]
 
 
 def losses(last_epoch: Dict[str, float]) -> str:

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple, Type
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Type
 
+import torch
+
+from carp_plugin.errors import typed
 from carp_plugin.settings.model import Settings, defaults_of, free_keys
 from carp_plugin.training.callbacks.checkpoint import damage, in_use
 from carp_plugin.training.state import place_in_name
 
 #: What stands in ``args.json`` beside the settings, and tells nothing about what is trained on what.
-_BESIDE = ("wandb_run_id",)
+_BESIDE = ("wandb_run_id", "machine")
+
+#: Where something lies -> what it is. Two runs with the same there are one, wherever each found it.
+_KNOWN_BY = {
+    "data.train_path": "images_fingerprint",
+    "data.val_path": "val_images_fingerprint",
+    "pretrained_feature_extractor": "features.sha256",
+}
+_NAMED = 8  # settings in a sentence
+
+Difference = Tuple[str, Any, Any]
 
 
 class Identity(NamedTuple):
@@ -66,20 +80,31 @@ def run_to_resume(
         Found: the newest such run's newest checkpoint that is whole.
     """
     remarks: List[str] = []
+    other: List[str] = []
     wanted = compared(args, identity)
-    for checkpoints in _runs(folder, max_hours):
+    for age, checkpoints in _runs(folder):
         home = checkpoints[0].parent
         try:
             written = json.loads((home / "args.json").read_text())
-        except (OSError, ValueError):  # killed in its first moment, or not ours
-            continue
-        differing = difference(compared(written, identity), wanted, identity.defaults)
-        if differing is not None:
-            key, there, here = differing
-            if written.get("name") == args.get("name") and not remarks:
+        except (OSError, ValueError) as error:  # killed in its first moment, or not ours
+            if checkpoints[0].name.startswith(f"{args.get('name')}-"):
                 remarks.append(
-                    f"not resumed: {home}, a run of other settings ({key} was {there}, is {here})."
+                    f"not resumed: {home}, whose args.json cannot be read ({error}); name its checkpoint with "
+                    f"{typed('resume_from_checkpoint', str(checkpoints[0]))} to go on from it."
                 )
+            continue
+        differing = differences(compared(written, identity), wanted, identity.defaults)
+        if differing:
+            if written.get("name") == args.get("name") and age <= max_hours and not other:
+                other.append(
+                    f"not resumed: {home}, a run of other settings ({in_words(differing)})."
+                )
+            continue
+        if age > max_hours:
+            remarks.append(
+                f"not resumed: {home}, a run of the same settings whose last checkpoint is {age:.1f} hours old; "
+                f"auto_resume.max_hours={math.ceil(age) + 1} would have gone on from it."
+            )
             continue
         if lead and in_use(home):
             remarks.append(f"not resumed: {home}, another process is training it.")
@@ -89,20 +114,19 @@ def run_to_resume(
             if wrong is None:
                 return Found(path, written.get("wandb_run_id"), remarks)
             remarks.append(f"{wrong} It is passed over for the one before it.")
-    return Found(None, None, remarks)
+    return Found(None, None, other + remarks)
 
 
-def _runs(folder: Path, max_hours: float) -> List[List[Path]]:
-    """The checkpoints of every run, the furthest first; the run that was trained last first."""
+def _runs(folder: Path) -> List[Tuple[float, List[Path]]]:
+    """Every run's age in hours and its checkpoints, the furthest first; the run that was trained last first."""
     runs: Dict[Path, List[Path]] = {}
     for path in folder.rglob("*.ckpt"):
         runs.setdefault(path.parent, []).append(path)
     trained = {home: max(map(_written_at, found)) for home, found in runs.items()}
-    youngest = time.time() - max_hours * 3600
+    now = time.time()
     return [
-        sorted(runs[home], key=place_in_name, reverse=True)
+        ((now - trained[home]) / 3600, sorted(runs[home], key=place_in_name, reverse=True))
         for home in sorted(runs, key=trained.__getitem__, reverse=True)
-        if trained[home] >= youngest
     ]
 
 
@@ -144,19 +168,86 @@ def _flat(node: Mapping[str, Any], path: str = "") -> Dict[str, Any]:
     return flat
 
 
-def difference(
+def differences(
     there: Mapping[str, Any], here: Mapping[str, Any], defaults: Mapping[str, Any]
-) -> Optional[Tuple[str, Any, Any]]:
-    """The first key in which two runs differ and its two values, None where there is none.
+) -> List[Difference]:
+    """Every key in which two runs differ, and its two values.
 
-    A key that one of them lacks, or has as null, is its default there, for an older release may not have known it.
+    A key that one of them lacks, or has as null, is its default there, for an older release may not have known it. A
+    path makes no difference where what lies there is known to be the same.
     """
+    found = []
     for key in sorted({*there, *here}):
         default = defaults.get(re.sub(r"\.\d+\.", ".0.", key))  # the items of a list have the same
         was, now = (_or_default(run.get(key), default) for run in (there, here))
-        if was != now:
-            return key, was, now
-    return None
+        if was != now and not _is_elsewhere(key, there, here):
+            found.append((key, was, now))
+    return found
+
+
+def _is_elsewhere(key: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
+    """Whether a key that differs says only where something lies, or what is said by another key already."""
+    if key == "val_images_fingerprint":  # other images to validate on train the same weights
+        return True
+    if key == "images_fingerprint":
+        return there.get("images") != here.get("images")
+    if key == "images_bytes":  # which an older release did not look at
+        told = there.get("images_fingerprint") != here.get("images_fingerprint")
+        return told or there.get(key) is None or here.get(key) is None
+    if key not in _KNOWN_BY or there.get(key) is None or here.get(key) is None:
+        return False
+    known = there.get(_KNOWN_BY[key])
+    return known is not None and known == here.get(_KNOWN_BY[key])
+
+
+def difference(
+    there: Mapping[str, Any], here: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> Optional[Difference]:
+    """The first of :func:`differences`, None where there is none."""
+    return next(iter(differences(there, here, defaults)), None)
+
+
+def in_words(differing: Sequence[Difference]) -> str:
+    """Keys in which a run differs from an earlier one, as a part of a sentence."""
+    said = "; ".join(f"{key} was {was}, is {now}" for key, was, now in differing[:_NAMED])
+    more = len(differing) - _NAMED
+    return said + (f"; and {more} more" if more > 0 else "")
+
+
+def machine_here(accelerator: str) -> Dict[str, Any]:
+    """What decides on the last bits of a sum beside the settings, for ``args.json``."""
+    threads = {"threads": torch.get_num_threads()} if accelerator == "cpu" else {}
+    return {**threads, "torch": torch.__version__}
+
+
+def machine_of(checkpoint: Path) -> Dict[str, Any]:
+    """What :func:`machine_here` was where a checkpoint's run was trained last; empty where nothing tells."""
+    try:
+        return dict(json.loads(checkpoint.with_name("args.json").read_text())["machine"])
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
+def other_bits(there: Mapping[str, Any], here: Mapping[str, Any]) -> Optional[str]:
+    """Why a run that goes on will not end with the bits of one that was never stopped, None if it will.
+
+    Args:
+        there: the machine of the checkpoint; a run of an older release knows nothing of it.
+        here: this one.
+    """
+    said = []
+    then, now = there.get("threads"), here.get("threads")
+    if then is not None and now is not None and then != now:
+        said.append(f"{then} thread{'s' * (then != 1)} then, {now} now (OMP_NUM_THREADS={then})")
+    then, now = there.get("torch"), here.get("torch")
+    if then is not None and then != now:
+        said.append(f"torch {then} then, {now} now")
+    if not said:
+        return None
+    return (
+        f"{' and '.join(said)}: sums differ in their last bits, so the weights will not be, bit for bit, those of a "
+        "run that was never stopped."
+    )
 
 
 def _or_default(value: Any, default: Any) -> Any:

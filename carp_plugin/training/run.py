@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
 import signal
 from pathlib import Path
@@ -18,7 +17,7 @@ from lightning.pytorch.strategies.ddp import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from carp_plugin.data.epochs import TracksEpoch, training_order
-from carp_plugin.data.loaders import fingerprint_of
+from carp_plugin.data.loaders import fingerprint_of, fingerprint_of_validation, first_bytes
 from carp_plugin.errors import UserError, typed
 from carp_plugin.settings.parts import Checkpoint
 from carp_plugin.settings.trainer import Run
@@ -30,15 +29,20 @@ from carp_plugin.training.callbacks.checkpoint import (
     damage,
 )
 from carp_plugin.training.callbacks.history import History, Measure, write_json
-from carp_plugin.training.callbacks.interrupt import Stopped, StopsInPeace
+from carp_plugin.training.callbacks.host_state import planned_in
+from carp_plugin.training.callbacks.interrupt import Stopped, StopsInPeace, duration
 from carp_plugin.training.callbacks.randomness import SeedsSteps
 from carp_plugin.training.launchers import another_ended
+from carp_plugin.training.named import look_at
 from carp_plugin.training.plan import Plan
-from carp_plugin.training.resume import compared, difference, identity_of, run_to_resume
+from carp_plugin.training.resume import (
+    identity_of,
+    machine_here,
+    machine_of,
+    other_bits,
+    run_to_resume,
+)
 from carp_plugin.training.state import place_in_name
-
-#: Settings whose values Lightning restores from a checkpoint, whatever the configuration says.
-_IN_CHECKPOINT = ("optimizer.lr", "optimizer.classifier_lr", "optimizer.weight_decay", "scheduler.")
 
 
 class TrainingRun:
@@ -70,9 +74,17 @@ class TrainingRun:
         self.resumed_from: Optional[Path] = None
         data, optimizer = _parts(settings)
         self.dali = data.format == "dali"
-        images = {"images": plan.images, "images_fingerprint": fingerprint_of(data, train)}
-        #: What ``args.json`` holds: the host's configuration, and how many and which images it was trained on.
-        self.args: Dict[str, Any] = {**args, **images}
+        #: What ``args.json`` holds: the host's configuration, which images, and what else the bits depend on.
+        self.args: Dict[str, Any] = {
+            **args,
+            "images": plan.images,
+            "images_fingerprint": fingerprint_of(data, train),
+            "images_bytes": fingerprint_of(data, train, first_bytes),
+            "val_images_fingerprint": fingerprint_of_validation(data),
+            "machine": machine_here(plan.machine.accelerator),
+        }
+        #: Optimizer steps that a checkpoint named by the user was planned with, as far as its ``args.json`` tells.
+        self.planned: Optional[int] = None
         self.checkpointer: Optional[Checkpointer] = None
         if settings.checkpoint.enabled:
             self.checkpointer = Checkpointer(
@@ -85,7 +97,9 @@ class TrainingRun:
         batch_size = optimizer.batch_size
         self.place = TracksEpoch(training_order(train, batch_size), batch_size)
         self.history = History(self.checkpointer, measure)
-        self.signals = StopsInPeace(self.checkpointer, settings.accumulate_grad_batches)
+        self.signals = StopsInPeace(
+            self.checkpointer, settings.accumulate_grad_batches, duration(settings.max_time)
+        )
 
     def resume(self) -> Tuple[Optional[Path], Optional[str]]:
         """The checkpoint to go on from, and its wandb run.
@@ -103,8 +117,15 @@ class TrainingRun:
             wrong = damage(path)
             if wrong is not None:
                 raise UserError(wrong + _instead(path))
-            check_checkpoint(path, self.model)
-            self._compare_with(path)
+            content = check_checkpoint(path, self.model)
+            named = look_at(
+                path, planned_in(content), self.args, settings, self.plan, self.identity
+            )
+            self.planned = named.planned
+            if is_main_process():
+                for remark in named.remarks:
+                    say(f"warning: {remark}", "yellow")
+            self._say_other_bits(path)
             return path, None
         if not settings.auto_resume.enabled:
             return None, None
@@ -118,6 +139,8 @@ class TrainingRun:
         if is_main_process():
             for remark in found.remarks:
                 say(remark, "yellow")
+            if found.checkpoint is None and not found.remarks:
+                say(f"begun anew: there is no earlier run in {self.folder.resolve()}")
         if found.checkpoint is None:
             return None, None
         check_checkpoint(found.checkpoint, self.model)
@@ -126,38 +149,15 @@ class TrainingRun:
                 f"resuming from {found.checkpoint}, a run of the same settings "
                 "(auto_resume.enabled=False starts anew)"
             )
+            self._say_other_bits(found.checkpoint)
         if self.checkpointer is not None:
             self.checkpointer.resumed = found.checkpoint
         return found.checkpoint, found.wandb_run_id
 
-    def _compare_with(self, path: Path) -> None:
-        """Says which settings of a checkpoint that was asked for by name stay what they were there.
-
-        Raises:
-            UserError: its optimizer is another one, whose state this one cannot go on with.
-        """
-        try:
-            written = json.loads(path.with_name("args.json").read_text())
-            there = compared(written, self.identity)
-        except (OSError, ValueError):  # a checkpoint that was moved alone
-            return
-        here = compared(self.args, self.identity)
-        if there.get("optimizer.name") != here["optimizer.name"]:
-            raise UserError(
-                f"the checkpoint {path} was trained with optimizer.name={there.get('optimizer.name')}, whose state "
-                f"{here['optimizer.name']} cannot go on with; set that, or begin anew without resume_from_checkpoint."
-            )
-        kept = [
-            f"{key}={there.get(key)}"
-            for key in sorted({*there, *here})
-            if key.startswith(_IN_CHECKPOINT)
-            and difference({key: there.get(key)}, {key: here.get(key)}, self.identity.defaults)
-        ]
-        if kept and is_main_process():
-            say(
-                f"warning: the schedule in {path} goes on as it was: {', '.join(kept)}; to change it, begin anew.",
-                "yellow",
-            )
+    def _say_other_bits(self, path: Path) -> None:
+        other = other_bits(machine_of(path), self.args["machine"])
+        if other is not None and is_main_process():
+            say(f"warning: {other}", "yellow")
 
     def callbacks(self) -> List[Callback]:
         """Place in the training images, seeds, history, checkpointer, signals and, with wandb, the learning rate."""
@@ -194,6 +194,9 @@ class TrainingRun:
         """
         machine = self.plan.machine
         kwargs = self.settings.given()
+        kwargs.pop(
+            "max_time", None
+        )  # Lightning's timer counts over all processes and saves nothing
         valid = inspect.signature(Trainer.__init__).parameters
         for name in set(kwargs) - set(valid):
             raise UserError(
@@ -240,7 +243,7 @@ class TrainingRun:
             val: validation loader, or None.
 
         Raises:
-            Stopped: after Ctrl-C or SIGTERM, with a sentence that says how to go on.
+            Stopped: after a signal or ``max_time``, with a sentence that says how to go on.
             UserError: Lightning refuses the settings, or another process of the run has ended.
         """
         loaders: Dict[str, Any] = {"datamodule": train}
@@ -275,7 +278,11 @@ class TrainingRun:
 
     def _interrupted(self, trainer: Trainer) -> str:
         last = self.last_checkpoint()
-        where = f"interrupted in epoch {trainer.current_epoch} at step {trainer.global_step}; "
+        why = "max_time is over" if self.signals.out_of_time else "interrupted"
+        where = (
+            f"{why} in epoch {trainer.current_epoch} at step {trainer.global_step} "
+            f"of {self.plan.total_steps}; "
+        )
         if last is None:
             return where + "no checkpoint had been written."
         again = (
@@ -285,20 +292,34 @@ class TrainingRun:
         )
         return where + f"the last checkpoint is {last}, {again}."
 
-    def write(self, summary: Dict[str, Any]) -> None:
-        """Writes ``summary.json`` beside the last checkpoint and says where both are.
+    def write(self, summary: Dict[str, Any]) -> str:
+        """Writes ``summary.json`` beside the last checkpoint, before anything of it is shown.
 
-        A run that had finished already keeps the summary it has.
+        A run that had finished already keeps the summary it has; one that ended before it was written gets it now.
+
+        Returns:
+            str: where both are, to be said when the results have been shown.
         """
         last = self.last_checkpoint()
         if last is None:
-            say("no checkpoint was written (checkpoint.enabled=False)")
-        elif last == self.resumed_from:
-            say(f"the run had finished already; its checkpoint is {last}")
-        else:
-            path = last.with_name("summary.json")
+            return "no checkpoint was written (checkpoint.enabled=False)"
+        path = last.with_name("summary.json")
+        where = f"checkpoint {last}\nsummary    {path}"
+        if last != self.resumed_from:
             write_json(path, summary)
-            say(f"checkpoint {last}\nsummary    {path}")
+            return where
+        if path.is_file():
+            return f"the run had finished already; its checkpoint is {last}"
+        write_json(path, summary)
+        return (
+            f"the run had finished already, but its summary was missing and is written now\n{where}"
+        )
+
+    def seconds(self, here: float) -> float:
+        """Seconds of training: of this process, or, where that had nothing left to train, of all epochs."""
+        if self.resumed_from is None or self.last_checkpoint() != self.resumed_from:
+            return here
+        return sum(epoch.get("train_seconds", 0.0) for epoch in self.history.epochs)
 
 
 def check_writable(checkpoint: Checkpoint) -> None:

@@ -476,7 +476,11 @@ MISTAKES = [
     ),
     ("a file as data folder", ["data.train_path=configs/small.yaml"], r"is not a folder"),
     ("empty data folder", empty_folder, r"holds no class folder"),
-    ("labelled folder read flat", ["++data.no_labels=True"], r"data.no_labels=True expects images"),
+    (
+        "a tree without an image",
+        ["data.train_path=configs", "++data.no_labels=True"],
+        r"data.train_path=configs holds no image but small.yaml",
+    ),
     ("one image", one_image, r"holds 1 image, fewer than one batch of 8"),
     (
         "batch larger than the data",

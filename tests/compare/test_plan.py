@@ -113,12 +113,25 @@ MISTAKES = {
         },
         "optimizer.lrr is not a key of the configuration; did you mean 'lr'",
     ),
-    "unlabelled data": ({"data__no_labels": True}, "data.no_labels=True expects images directly"),
+    "unlabelled data": (
+        {"data__no_labels": True},
+        "needs labelled images; set data.no_labels=False",
+    ),
     "no name": ({"name": "???"}, "name is missing"),
     "an empty name": ({"name": ""}, "name must be a text that a file can be named after"),
-    "k above the bank": ({"knn__k": [5, 100]}, "knn.k=100 is more than the 48 training images"),
+    "k above the bank": (
+        {"knn__k": [60, 100]},
+        "knn.k=[60, 100] are more than the 48 training images; give smaller ones",
+    ),
     "no validation images": ({"data__val_path": None}, "needs labelled images"),
 }
+
+
+def test_a_number_of_neighbours_above_the_bank_is_left_out_and_said(images, capsys):
+    """Where another one fits: a recipe's list serves small data too."""
+    found = plan(read_comparison(plain(comparison(images, knn__k=[5, 100]))))
+    assert found.settings.knn.k == (5,) and found.jobs[0].settings["knn"]["k"] == [5]
+    assert "k = 100 left out, for there are 48 training images" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

@@ -1,11 +1,20 @@
 """Loaders of a run: what is read, how it is brought to a size, and which file was to blame."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from PIL import Image
 
 from carp_plugin.data.images import ImageError, NamesBadImages
-from carp_plugin.data.loaders import dali_files, evaluation_transform
+from carp_plugin.data.loaders import (
+    dali_files,
+    evaluation_transform,
+    fingerprint_of,
+    fingerprint_of_validation,
+    first_bytes,
+)
 from carp_plugin.errors import UserError
 from tests.data.built import labelled_loaders, training_loader
 from tests.helpers import image_folder, small_settings, write_image
@@ -88,6 +97,25 @@ def test_other_errors_pass_through():
 
 def test_files_are_counted_as_dali_reads_them(images):
     assert len(dali_files(small_settings(images).data)) == 24
+
+
+def test_images_are_known_wherever_they_lie(images, tmp_path):
+    def known(root):
+        paths = {"data__train_path": f"{root}/train", "data__val_path": f"{root}/val"}
+        settings = small_settings(images, **paths)
+        data, loader = settings.data, training_loader(settings)
+        prints = (fingerprint_of(data, loader), fingerprint_of(data, loader, first_bytes))
+        return (*prints, fingerprint_of_validation(data))
+
+    first = known(images)
+    moved = Path(shutil.copytree(images, tmp_path / "elsewhere"))
+    assert None not in first and known(moved) == known(f"{tmp_path}//elsewhere/.") == first
+    path = moved / "train/class_0/0.png"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")  # as long as before
+    now = known(moved)
+    assert now[0] == first[0] and now[1] != first[1] and now[2] == first[2]
+    (moved / "val/class_0/0.png").unlink()
+    assert known(moved)[2] != first[2]
 
 
 def test_too_few_images_for_a_batch_say_how_many_fit(images):

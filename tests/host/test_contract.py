@@ -185,6 +185,19 @@ def test_schedule_warms_up_linearly_and_ends_at_min_lr():
     assert seen[5:] == pytest.approx(cosine)
 
 
+def test_schedule_never_climbs_back_after_its_end():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = host.LinearWarmupCosineAnnealingLR(
+        optimizer, warmup_epochs=3, max_epochs=10, warmup_start_lr=0.1, eta_min=0.01
+    )
+    rates = []
+    for _ in range(40):
+        optimizer.step()
+        schedule.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates[9:] == pytest.approx([0.01] * 31) and min(rates[:8]) > 0.011
+
+
 def test_learning_rate_follows_the_hosts_rule(images):
     """lr and classifier_lr times batch x devices / 256; min_lr as it is."""
     cfg = parsed(small_settings(images, optimizer__batch_size=12, scheduler__min_lr=0.06))

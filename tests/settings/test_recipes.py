@@ -27,8 +27,8 @@ TRAINER = inspect.signature(Trainer.__init__).parameters
 #: Keys at the top of a configuration, beside the arguments of Lightning's trainer.
 KEYS = """
     name backbone data augmentations optimizer scheduler checkpoint auto_resume wandb performance seed
-    resume_from_checkpoint dali method method_kwargs momentum auto_umap knn_eval evaluation collapse debug_augmentations
-    pretrained_feature_extractor pretrain_method network
+    initial_checkpoint resume_from_checkpoint dali method method_kwargs momentum auto_umap knn_eval evaluation collapse
+    debug_augmentations pretrained_feature_extractor pretrain_method network
     dir methods seeds settings jobs threads keep_checkpoints knn linear gallery holdout trials
 """.split()
 
@@ -46,7 +46,7 @@ def parametrized(paths):
 
 
 def test_the_recipes_are_there():
-    assert len(RECIPES) == 29
+    assert len(RECIPES) == 30
 
 
 @parametrized(RECIPES)

@@ -21,7 +21,7 @@ from carp_plugin.errors import UserError
 from carp_plugin.host import METHODS
 from carp_plugin.training import run as training
 from carp_plugin.training.callbacks.checkpoint import AtomicCheckpointIO, Checkpointer, damage
-from carp_plugin.training.callbacks.interrupt import Stopped
+from carp_plugin.training.callbacks.interrupt import SIGNALS, Stopped
 from tests.helpers import image_folder, small_settings, write_image
 
 STEPS = 3  # an epoch: 24 images in batches of 8
@@ -132,7 +132,7 @@ def test_stopped_anywhere_and_resumed_it_ends_as_a_whole_run(
     settings = settings_of(images, data__num_workers=workers)
     said = stopped_at(monkeypatch, settings, place, step)
     assert said.code == 143 and re.search(
-        rf"at step {step}; .* same command resumes from it", str(said)
+        rf"at step {step} of {2 * STEPS}; .* same command resumes from it", str(said)
     )
     summary = pretrain(settings)
     assert_same(everything(summary), whole())
@@ -213,10 +213,77 @@ def test_ctrl_c_twice_leaves_at_once(images, monkeypatch):
 
 
 def test_after_training_signals_mean_what_they_meant(images, monkeypatch):
-    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    before = [signal.getsignal(s) for s in SIGNALS]
     stopped_at(monkeypatch, settings_of(images), "step", 1)
     pretrain(settings_of(images))
-    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(s) for s in SIGNALS] == before
+
+
+@pytest.mark.parametrize("signum, code", [(signal.SIGHUP, 129), (signal.SIGUSR1, 138)])
+def test_a_closed_terminal_and_a_scheduler_s_signal_save_too(
+    signum, code, images, whole, monkeypatch
+):
+    said = stopped_at(monkeypatch, settings_of(images), "step", STEPS + 1, signum)
+    assert said.code == code and f"at step {STEPS + 1} of {2 * STEPS}; " in str(said)
+    assert_same(everything(pretrain(settings_of(images))), whole())
+
+
+def test_nohup_goes_on(images, whole, monkeypatch):
+    """nohup has SIGHUP ignored; whoever reads what is printed is gone with the terminal, too."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        callbacks = training.TrainingRun.callbacks
+        hangs_up = Signals("step", STEPS + 1, signal.SIGHUP)
+        monkeypatch.setattr(
+            training.TrainingRun, "callbacks", lambda run: [hangs_up, *callbacks(run)]
+        )
+        assert_same(everything(pretrain(settings_of(images))), whole())
+        assert hangs_up.place == "done" and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_max_time_is_that_of_each_process(images, whole):
+    """None at all is one step for each; what is left when the last one has been taken is done."""
+    changes = {"optimizer__batch_size": 12, "max_time": "00:00:00:00"}
+    for step in (1, 2, 3):
+        with pytest.raises(Stopped, match=rf"^max_time is over .*at step {step} of 4; ") as stop:
+            pretrain(settings_of(images, **changes))
+        assert stop.value.code == 143
+    summary = pretrain(settings_of(images, **changes))
+    assert summary["steps"] == 4 and Path(summary["checkpoint"]).with_name("summary.json").is_file()
+    assert_same(everything(summary), whole(optimizer__batch_size=12))
+
+
+# ------------------------------------------------------------------------------------ what comes after training
+
+
+def test_a_run_that_ended_before_its_summary_gets_it_from_the_same_command(images, capsys):
+    settings = settings_of(images, max_epochs=1, evaluation={"enabled": True, "k": 3})
+    first = pretrain(settings)
+    path = Path(first["checkpoint"]).with_name("summary.json")
+    written = json.loads(path.read_text())
+    path.unlink()
+    pretrain(settings)
+    assert "its summary was missing and is written now" in capsys.readouterr().out
+    again = json.loads(path.read_text())
+    trained = json.loads(path.with_name("metrics.json").read_text())[0]["train_seconds"]
+    assert written.pop("seconds") > 0 and again.pop("seconds") == round(trained, 1)
+    assert again == written
+    path.write_text("kept")
+    pretrain(settings)
+    assert path.read_text() == "kept"
+
+
+def test_the_summary_is_written_before_anything_is_shown(images, monkeypatch):
+    def broken(*what):
+        raise RuntimeError("nobody reads this")
+
+    monkeypatch.setattr("carp_plugin.training.pretraining.say", broken)
+    with pytest.raises(RuntimeError, match="nobody reads this"):
+        pretrain(settings_of(images, max_epochs=1))
+    (path,) = Path("trained_models").rglob("summary.json")
+    assert json.loads(path.read_text())["steps"] == STEPS
 
 
 # ------------------------------------------------------------------------------------ damaged checkpoints
@@ -428,6 +495,79 @@ def test_what_a_checkpoint_keeps_of_its_schedule_is_said(run, images, capsys):
     (said,) = re.findall("warning: the schedule .*", capsys.readouterr().out)
     assert "optimizer.lr=0.009375, scheduler.min_lr=0.0;" in said
     assert summary["steps"] == 3 * STEPS
+
+
+def test_a_schedule_that_has_ended_never_climbs_back(run, images, monkeypatch, capsys):
+    """Neither the rate nor tau, in a run of more epochs than its checkpoint was planned with, nor when that goes on."""
+    newest = str(next(run.glob("*-step=4.ckpt")))
+    changes = {"max_epochs": 4, "checkpoint__dir": "more"}
+    settings = settings_of(images, resume_from_checkpoint=newest, **changes)
+    stopped_at(monkeypatch, settings, "step", 3 * STEPS)
+    out = " ".join(capsys.readouterr().out.split())
+    assert (
+        "is of a run of other settings, and goes on with those of this one: max_epochs was 2, is 4."
+        in out
+    )
+    assert (
+        f"end at step {2 * STEPS} of {4 * STEPS}; " in out and f"initial_checkpoint={newest}" in out
+    )
+    summary = pretrain(settings_of(images, **changes))
+    history = json.loads(Path(summary["checkpoint"]).with_name("metrics.json").read_text())
+    assert [epoch["step"] for epoch in history] == [STEPS * i for i in (1, 2, 3, 4)]
+    tau = [epoch["tau"] for epoch in history]
+    assert tau == sorted(tau) and tau[2] == tau[3] == 1.0
+    content = torch.load(summary["checkpoint"], weights_only=True)
+    assert all(group["lr"] == 0 for group in content["optimizer_states"][0]["param_groups"][:-1])
+
+
+def test_other_steps_or_another_order_within_an_epoch_are_refused(run, images):
+    newest = next(run.glob("*-step=4.ckpt"))
+    for changes, says in (
+        (
+            {"optimizer__batch_size": 4},
+            r"steps of 8 images .*give optimizer.batch_size=8, or begin",
+        ),
+        ({"seed": 1}, "seed was 0, is 1: .* in another order.*give seed=0, or a checkpoint"),
+    ):
+        with pytest.raises(UserError, match=says):
+            pretrain(settings_of(images, resume_from_checkpoint=str(newest), **changes))
+
+
+def test_the_same_images_elsewhere_are_gone_on_with(run, images, whole, tmp_path, capsys):
+    moved = Path(shutil.copytree(images, tmp_path / "job.123" / "images"))
+    summary = pretrain(settings_of(moved, data__train_path=f"{moved}/train/"))
+    assert "resuming from" in capsys.readouterr().out
+    assert_same(everything(summary), whole())
+
+
+def test_a_new_run_begins_with_the_weights_of_an_old_one(run, images, capsys):
+    old = next(run.glob("*-ep=0.ckpt"))
+    still = {"optimizer__lr": 0.0, "optimizer__classifier_lr": 0.0, "scheduler__name": "none"}
+    still.update(momentum={"base_tau": 1.0, "final_tau": 1.0}, optimizer__weight_decay=0.0)
+    changes = {**still, "max_epochs": 1, "evaluation": {"enabled": True, "k": 3}}
+    summary = pretrain(settings_of(images, initial_checkpoint=str(old), **changes))
+    assert summary["steps"] == STEPS and "given, before training" in capsys.readouterr().out
+    then, now = (
+        torch.load(path, weights_only=True)["state_dict"] for path in (old, summary["checkpoint"])
+    )
+    for name, tensor in then.items():
+        if name.endswith(("weight", "bias", "prototypes")):
+            assert torch.equal(tensor, now[name]), name
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        ({"initial_checkpoint": "nowhere.ckpt"}, "initial_checkpoint=nowhere.ckpt does not exist"),
+        ({"method_kwargs__num_prototypes": 64}, "is of another model: "),
+    ],
+)
+def test_weights_that_cannot_be_begun_with_are_said(changes, says, run, images):
+    old = str(next(run.glob("*-ep=0.ckpt")))
+    with pytest.raises(UserError, match=says):
+        pretrain(settings_of(images, **{"initial_checkpoint": old, **changes}))
+    with pytest.raises(UserError, match="leave out one of them"):
+        settings_of(images, initial_checkpoint=old, resume_from_checkpoint=old)
 
 
 def test_one_of_another_optimizer_or_of_weights_alone_is_refused(run, images):

@@ -3,12 +3,15 @@
 import os
 import signal
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 
 from carp_plugin.errors import UserError
 from carp_plugin.terminal import is_first_of_node, is_main_process
+from carp_plugin.training.callbacks.interrupt import part_in_peace
 from carp_plugin.training.devices import machine_of
 from carp_plugin.training.launchers import another_ended
 from tests.helpers import image_folder, small_settings
@@ -131,6 +134,22 @@ def test_an_image_that_one_rank_cannot_read_ends_all_and_is_named_once(images, t
     others = [line for line in ended.mistakes if "another process of this run has ended" in line]
     assert len(own) == 1 and len(own) + len(others) == len(ended.mistakes), ended.err
     assert not list(tmp_path.rglob("summary.json"))
+
+
+def test_a_process_that_was_told_to_stop_is_not_killed_as_the_others_leave(monkeypatch):
+    killed = []
+    monkeypatch.setattr(os, "kill", lambda *what: killed.append(what))
+    left = SimpleNamespace(poll=lambda: None, returncode=143, pid=7, send_signal=killed.append)
+    observers = [_ChildProcessObserver(1, [left], sleep_period=0.05) for _ in range(2)]
+    observers[0].start()
+    observers[0].join()
+    assert len(killed) == 2  # as Lightning does, which this is about
+    killed.clear()
+    observers[1]._sleep_period = 0.5
+    observers[1].start()
+    part_in_peace()
+    observers[1].join()
+    assert killed == []
 
 
 @pytest.mark.slow

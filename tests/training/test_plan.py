@@ -160,3 +160,10 @@ def test_knn_without_labels_is_warned_about(data, images):
     settings = small_settings(images, "byol", knn_eval={"enabled": True}, **data)
     (said,) = warnings_of(settings, planned(settings, 24))
     assert said.startswith("knn_eval is switched off")
+
+
+@pytest.mark.parametrize("warmup, said", [(0, False), (1.9, False), (2, True), (10, True)])
+def test_a_warm_up_as_long_as_the_run_is_questioned(warmup, said, tmp_path):
+    settings = small_settings(tmp_path, scheduler__warmup_epochs=warmup, max_epochs=2)
+    plan = plan_of(settings, Machine("cpu", (0,)), 24, 6)
+    assert any("the learning rate only rises" in one for one in warnings_of(settings, plan)) == said

@@ -7,7 +7,7 @@ import pytest
 from carp_plugin.terminal import say
 from carp_plugin.training.devices import Machine, machine_of
 from carp_plugin.training.plan import plan_of
-from carp_plugin.training.report import Row, closing, losses, opening, provenance
+from carp_plugin.training.report import Row, closing, doubts_on, losses, opening, provenance
 from tests.helpers import image_folder, small_settings
 
 
@@ -63,3 +63,14 @@ def test_the_plan_is_json_too(images):
     content = json.loads(json.dumps(plan.as_dict()))
     assert content["machine"] == {"accelerator": "cpu", "devices": [0, 1], "nodes": 2}
     assert {"lr", "classifier_lr", "min_lr", "global_batch", "total_steps"} <= set(content)
+
+
+def test_features_below_those_of_the_random_network_are_questioned():
+    rows = [Row("random, before training", 60.0, 1.0), Row("student", 59.0, 90.0)]
+    (said,) = doubts_on([*rows, Row("teacher", 60.0, None), Row("teacher", None, 1.0)])
+    assert (
+        "the student's features are worth less" in said and "(59.00 against 60.00 % k-NN)" in said
+    )
+    assert (
+        doubts_on([]) == doubts_on(rows[1:]) == doubts_on([Row("random", None, 1.0), rows[1]]) == []
+    )

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import os
+import time
 from typing import Any, Dict, Literal, Union, get_args, get_origin
 
 import pytest
@@ -16,7 +18,15 @@ from carp_plugin.settings.pretraining import CarpPretraining, Pretraining, read_
 from carp_plugin.training.callbacks.checkpoint import AtomicCheckpointIO
 from carp_plugin.training.devices import machine_of
 from carp_plugin.training.pretraining import build_model
-from carp_plugin.training.resume import compared, difference, identity_of, run_to_resume
+from carp_plugin.training.resume import (
+    compared,
+    difference,
+    identity_of,
+    in_words,
+    machine_here,
+    other_bits,
+    run_to_resume,
+)
 from tests.helpers import image_folder, small_cfg, small_settings
 
 IDENTITY = identity_of(CarpPretraining)
@@ -52,6 +62,11 @@ ANOTHER: Dict[str, Any] = {
     "scheduler.name": "none",
     "augmentations.0.rrc.crop_min_scale": 0.25,
     "augmentations.0.rrc.crop_max_scale": 0.75,
+}
+#: Where images lie, and what they are known by wherever that is.
+PATHS = {
+    "data.train_path": "images_fingerprint",
+    "data.val_path": "val_images_fingerprint",
 }
 #: Keys that have one value only, or that another machine decides on; and views, of which another number is refused.
 ONE_VALUE = ("overfit_batches", "accelerator", "augmentations.0.num_crops")
@@ -125,7 +140,33 @@ def test_a_free_key_never_makes_another_run(key, args):
 @pytest.mark.parametrize("key", OWN)
 def test_any_other_key_makes_another_run(key, args):
     another = [0, 1, 2] if key == "devices" else "another"
+    if key in PATHS:  # by which the images are known where nothing else tells
+        args = changed(args, "images_fingerprint", None)
     assert differing(args, changed(args, key, another)) == key
+
+
+@pytest.mark.parametrize("key, known_by", PATHS.items())
+def test_the_same_images_elsewhere_are_the_same_run(key, known_by, args):
+    there, here = changed(args, known_by, "a"), changed(args, known_by, "a")
+    here = changed(here, key, "elsewhere")
+    assert differing(there, here) is None
+    assert differing(there, changed(here, known_by, None)) is not None
+    other = changed(here, known_by, "b")
+    assert differing(there, other) == key  # the first of two, for training images
+    assert differing(there, changed(here, key, None)) == key
+
+
+def test_other_images_of_the_same_names_and_sizes_are_another_run(args):
+    there, here = (changed(args, "images_bytes", value) for value in "ab")
+    assert differing(there, here) == "images_bytes"
+    assert differing(args, here) is None  # a run of an older release does not know
+    other = changed(changed(here, "images_fingerprint", "b"), "images", 25)
+    assert differing(there, other) == "images"
+
+
+def test_other_validation_images_in_their_place_change_no_weight(args):
+    there, here = (changed(args, "val_images_fingerprint", value) for value in "ab")
+    assert differing(there, here) is None
 
 
 @pytest.mark.parametrize("key", WITH_DEFAULT)
@@ -188,8 +229,9 @@ def test_a_pipeline_more_and_a_key_of_one_are_named(args):
 def test_free_keys_of_every_kind_of_run_are_the_same_and_no_others(model):
     """A key is free where it stands in this list: to make one free is a decision, not a slip."""
     shared = {"log_every_n_steps", "enable_progress_bar", "enable_model_summary", "profiler"}
+    shared |= {"max_time"}  # counts for each process anew
     shared |= {"checkpoint", "auto_resume", "wandb", "resume_from_checkpoint"}
-    shared |= {"data.num_workers", "data.prepare", "wandb_run_id"}
+    shared |= {"data.num_workers", "data.prepare", "wandb_run_id", "machine"}
     pretraining = {"evaluation", "collapse", "knn_eval", "auto_umap", "debug_augmentations"}
     free = set(identity_of(model).free)
     tops = {key for key in free if key.rpartition(".")[0] not in free}
@@ -282,6 +324,49 @@ def test_another_run_of_the_name_is_passed_over_and_the_key_said(earlier, args, 
     assert "(method_kwargs.fused was False, is True)" in said
     path = earlier("same", changed(args, "data.num_workers", 3))
     assert search(tmp_path, args).checkpoint == path
+
+
+def test_every_setting_that_differs_is_named_and_only_where_nothing_is_resumed(
+    earlier, args, tmp_path
+):
+    other = changed(changed(args, "seed", 9), "method_kwargs.fused", False)
+    other = changed(changed(other, "images", 25), "images_fingerprint", "b")
+    earlier("other", other)
+    (said,) = search(tmp_path, args).remarks
+    words = "(images was 25, is 24; method_kwargs.fused was False, is True; seed was 9, is 0)."
+    assert said.endswith(words)
+    earlier("same", args)
+    os.utime(tmp_path / "runs/same/a-ep=0.ckpt", (1, time.time() - 60))
+    assert search(tmp_path, args).remarks == []
+    many = [(f"key{i}", i, 0) for i in range(11)]
+    assert in_words(many).endswith("key7 was 7, is 0; and 3 more")
+
+
+def test_a_run_that_is_too_old_or_has_lost_its_args_is_said(earlier, args, tmp_path):
+    path = earlier("old", args)
+    os.utime(path, (1, time.time() - 5.5 * 3600))
+    (said,) = search(tmp_path, args).remarks
+    assert "is 5.5 hours old; auto_resume.max_hours=7 would have gone on from it." in said
+    earlier("foreign", changed(args, "seed", 9))
+    os.utime(tmp_path / "runs/foreign/a-ep=0.ckpt", (1, time.time() - 7 * 3600))
+    assert len(search(tmp_path, args).remarks) == 1  # an old run of other settings is nobody's
+    path = path.rename(path.with_name("carp-test-x-ep=0.ckpt"))
+    path.with_name("args.json").write_text("{")
+    (said,) = search(tmp_path, args).remarks
+    assert "whose args.json cannot be read" in said and f"resume_from_checkpoint={path}" in said
+
+
+def test_what_the_last_bits_depend_on_is_said():
+    one, two = {"threads": 1, "torch": "2.4"}, {"threads": 2, "torch": "2.4"}
+    assert other_bits(one, one) is None and other_bits({}, one) is None
+    assert other_bits(one, two).startswith("1 thread then, 2 now (OMP_NUM_THREADS=1): sums differ")
+    assert other_bits(two, one).startswith("2 threads then, 1 now (OMP_NUM_THREADS=2)")
+    assert "torch 2.4 then, 2.5 now" in other_bits({"torch": "2.4"}, {"torch": "2.5"})
+    assert machine_here("cpu") == {
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    assert "threads" not in machine_here("gpu")
 
 
 def test_a_folder_that_is_not_ours_is_passed_over(earlier, args, tmp_path):

@@ -12,6 +12,7 @@ with solo_importable():
     import solo.methods  # noqa: F401  (everything below finds it imported)
 mend_whitening()
 
+from carp_plugin.host.common import serve_files  # noqa: E402
 from carp_plugin.host.pypi.config import (  # noqa: E402
     omegaconf_select,
     parse_linear_cfg,
@@ -78,4 +79,5 @@ __all__ = [
     "prepare_classification_datasets",
     "prepare_classification_transforms",
     "prepare_datasets",
+    "serve_files",
 ]

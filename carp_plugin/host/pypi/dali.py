@@ -10,7 +10,7 @@ import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from carp_plugin.errors import UserError
-from carp_plugin.host.common import missing_dali
+from carp_plugin.host.common import ServesListed, missing_dali
 
 try:
     from nvidia.dali.pipeline import Pipeline
@@ -37,10 +37,16 @@ else:
         ) -> None:
             super().__init__(batch_size, num_threads, device_id=None, seed=seed, **kwargs)
 
-    class _CPUPretrainPipeline(PretrainPipeline, _WithoutDevice):
+    class _PretrainPipeline(ServesListed, PretrainPipeline):
+        """1.0.2's pipeline of views."""
+
+    class _NormalPipeline(ServesListed, NormalPipeline):
+        """1.0.2's pipeline of labelled images."""
+
+    class _CPUPretrainPipeline(_PretrainPipeline, _WithoutDevice):
         """1.0.2's pipeline on the CPU; its own constructor adds the device id to the seed first."""
 
-    class _CPUNormalPipeline(NormalPipeline, _WithoutDevice):
+    class _CPUNormalPipeline(_NormalPipeline, _WithoutDevice):
         """1.0.2's pipeline of labelled images on the CPU."""
 
     def build_transform_pipeline_dali(dataset: str, cfg: Any, dali_device: str) -> Callable:
@@ -113,8 +119,8 @@ else:
             rank = trainer.local_rank
             on_gpu = torch.cuda.is_available() and self.dali_device == "gpu"
             device = torch.device(f"cuda:{torch.cuda.current_device()}" if on_gpu else "cpu")
-            pipeline = (_CPUPretrainPipeline if self.dali_device == "cpu" else PretrainPipeline)(
-                self.train_data_path,  # type: ignore[arg-type]  # the host's own class has no types
+            pipeline = (_CPUPretrainPipeline if self.dali_device == "cpu" else _PretrainPipeline)(
+                self.train_data_path,
                 batch_size=self.batch_size,
                 device=self.dali_device,
                 transforms=[crop.transform for crop in self.crops],
@@ -170,8 +176,8 @@ else:
         def setup(self, stage: Optional[str] = None) -> None:
             """Builds the pipeline of this rank's shard."""
             trainer: Any = self.trainer
-            pipeline = (_CPUNormalPipeline if self.dali_device == "cpu" else NormalPipeline)(
-                str(self.train_data_path),  # type: ignore[arg-type]
+            pipeline = (_CPUNormalPipeline if self.dali_device == "cpu" else _NormalPipeline)(
+                self.train_data_path,
                 batch_size=self.batch_size,
                 device=self.dali_device,
                 validation=False,

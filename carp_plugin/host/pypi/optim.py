@@ -21,7 +21,7 @@ class LinearWarmupCosineAnnealingLR(LRScheduler):
         warmup_epochs: number of scheduler steps of the warm-up; may be fractional.
         max_epochs: number of scheduler steps in all.
         warmup_start_lr: learning rate at step 0, where there is a warm-up.
-        eta_min: learning rate at step ``max_epochs``.
+        eta_min: learning rate at step ``max_epochs`` and after it.
         last_epoch: index of the last step taken, -1 to start.
     """
 
@@ -50,8 +50,9 @@ class LinearWarmupCosineAnnealingLR(LRScheduler):
             return [
                 self.warmup_start_lr + done * (lr - self.warmup_start_lr) for lr in self.base_lrs
             ]
-        done = (step - self.warmup_epochs) / max(self.max_epochs - self.warmup_epochs, 1)
-        done = min(done, 1.0)  # beyond its end it stays down
+        end = max(self.max_epochs - self.warmup_epochs, 1)
+        # a run may have more steps than its schedule was made for
+        done = min((step - self.warmup_epochs) / end, 1)
         shape = (1 + math.cos(math.pi * done)) / 2
         return [self.eta_min + shape * (lr - self.eta_min) for lr in self.base_lrs]
 

@@ -224,10 +224,15 @@ class Checkpointer(HostCheckpointer):
 
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
         """Saves when the epoch is due, or the last one."""
-        epoch = trainer.current_epoch
-        last = epoch + 1 == trainer.max_epochs or 0 < trainer.max_steps <= trainer.global_step
-        if epoch % self.frequency == 0 or last or trainer.should_stop:
+        due = trainer.current_epoch % self.frequency == 0
+        if due or is_last_epoch(trainer) or trainer.should_stop:
             self.save(trainer)
+
+
+def is_last_epoch(trainer: Any) -> bool:
+    """Whether nothing is left to train once the current epoch has ended."""
+    reached = 0 < trainer.max_steps <= trainer.global_step
+    return trainer.current_epoch + 1 == trainer.max_epochs or reached
 
 
 def claim(folder: Path) -> Optional[IO[str]]:
@@ -272,11 +277,14 @@ def damage(path: Path) -> Optional[str]:
     return None if torn is None else f"the checkpoint {path} is damaged: {torn} in it has changed."
 
 
-def check_checkpoint(path: Path, model: nn.Module) -> None:
+def check_checkpoint(path: Path, model: nn.Module) -> Dict[str, Any]:
     """Checks that training can go on from a checkpoint: it holds all tensors of the model, no others, and the rest.
 
     The model is given room for buffers that its method makes only while it trains (:func:`make_room`), for Lightning
     loads them too.
+
+    Returns:
+        Dict[str, Any]: what the checkpoint holds.
 
     Raises:
         UserError: the file is torn, no checkpoint of a training, or its tensors are another model's.
@@ -293,3 +301,4 @@ def check_checkpoint(path: Path, model: nn.Module) -> None:
             f"the checkpoint {path} holds weights but no {lacking[0]}, so training cannot go on from it; "
             "give one that a training run wrote."
         )
+    return content
