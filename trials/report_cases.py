@@ -198,7 +198,7 @@ def _groups(world: World) -> str:
 def _default_k(world: World) -> None:
     world.train().ran()
     answer = knn(world).ran()
-    must("200" in answer.err and "72" in answer.err, "it is not said that k = 200 is left out")
+    must("200" in answer.text and "72" in answer.text, "it is not said that k = 200 is left out")
     must("10" in answer.out, "no accuracy with k = 10")
 
 
