@@ -1,7 +1,11 @@
 """One thread a process: the tests' tensors are small, and threads that wait for each other cost more than they do."""
 
 import os
+import signal
 
+# A shell that runs the tests in its background has them ignore Ctrl-C, and their processes with them.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Training on a CPU keeps the memory that it frees, for its next step (carp_plugin/training/memory.py). A worker of the
 # tests trains hundreds of models and would hold the largest of each: here malloc is left alone.
