@@ -14,6 +14,10 @@ class UserError(Exception):
     """A mistake in what the user gave: a key, a value, a path or a missing package."""
 
 
+class LonelyError(UserError):
+    """A mistake that whichever process finds it says: its own place among others is what is wrong."""
+
+
 class HostError(UserError, ImportError):
     """solo-learn is not installed, or it is a release that the door does not know."""
 

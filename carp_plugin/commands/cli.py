@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterator, List, Optional, Sequence, Type
 
-from carp_plugin.errors import UserError
+from carp_plugin.errors import LonelyError, UserError
 from carp_plugin.terminal import has_the_say, is_first_of_node, lasting_streams
 
 
@@ -33,6 +33,9 @@ def saying_mistakes() -> Iterator[None]:
         said = str(interrupt) or "interrupted."
         _leave(said if is_first_of_node() else "", getattr(interrupt, "code", 130))
     except Said:
+        _leave("", 2)
+    except LonelyError as error:
+        print(f"error: {error}", file=sys.stderr)
         _leave("", 2)
     except UserError as error:
         _leave(f"error: {_own_sentence(error)}", 2)

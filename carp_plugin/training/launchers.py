@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 
-from carp_plugin.errors import UserError
+from carp_plugin.errors import LonelyError, UserError
 from carp_plugin.terminal import under_srun
 
 #: What tells a process of the others; any of them is enough for Lightning, or torch, to look for them.
@@ -48,12 +48,12 @@ def _check_strays() -> None:
     """Without a launcher none of its variables stands: Lightning would take this process for one of several.
 
     Raises:
-        UserError: one does, and nothing says where the others are.
+        LonelyError: one does, and nothing says where the others are.
     """
     strays = [name for name in _OF_LAUNCHERS if name in os.environ]
     if strays and not all(name in os.environ for name in ("MASTER_ADDR", "MASTER_PORT")):
         named = ", ".join(f"{name}={os.environ[name]}" for name in strays)
-        raise UserError(
+        raise LonelyError(
             f"the environment says {named}, as a launcher tells its processes, but neither torchrun nor srun has "
             f"started this one: `unset {' '.join(strays)}`, or start it with torchrun. (By hand, each process needs "
             "MASTER_ADDR and MASTER_PORT too.)"

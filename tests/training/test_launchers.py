@@ -9,6 +9,7 @@ import pytest
 import torch
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 
+from carp_plugin.commands.cli import saying_mistakes
 from carp_plugin.errors import UserError
 from carp_plugin.terminal import is_first_of_node, is_main_process
 from carp_plugin.training.callbacks.interrupt import part_in_peace
@@ -194,6 +195,15 @@ def test_a_variable_that_a_launcher_has_left_behind_is_named(variables, says, la
     for devices in (1, 2):
         with pytest.raises(UserError, match=says):
             machine_of(small_settings(tmp_path, devices=devices, strategy="ddp"))
+
+
+def test_the_process_that_is_taken_for_another_rank_says_so_itself(launched, tmp_path, capsys):
+    """Of several ranks the first speaks; here there is no first."""
+    launched({"LOCAL_RANK": "1"})
+    with pytest.raises(SystemExit) as left, saying_mistakes():
+        machine_of(small_settings(tmp_path))
+    assert left.value.code == 2
+    assert capsys.readouterr().err.startswith("error: the environment says LOCAL_RANK=1")
 
 
 def test_processes_that_are_started_by_hand_know_their_master(launched, tmp_path):
