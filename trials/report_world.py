@@ -75,7 +75,9 @@ class Answer(NamedTuple):
     @property
     def warnings(self) -> List[str]:
         """The sentences of what is odd."""
-        return [line for line in self.err.splitlines() if line.startswith("warning: ")]
+        return [
+            line for line in f"{self.out}\n{self.err}".splitlines() if line.startswith("warning: ")
+        ]
 
     @property
     def images(self) -> int:
