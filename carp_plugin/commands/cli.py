@@ -35,8 +35,7 @@ def saying_mistakes() -> Iterator[None]:
     except Said:
         _leave("", 2)
     except LonelyError as error:
-        print(f"error: {error}", file=sys.stderr)
-        _leave("", 2)
+        _leave(f"error: {error}", 2, whoever=True)
     except UserError as error:
         _leave(f"error: {_own_sentence(error)}", 2)
     except Exception as error:
@@ -68,15 +67,15 @@ class Said(UserError):
     """A mistake that has been said already."""
 
 
-def _say(message: str) -> None:
+def _say(message: str, whoever: bool = False) -> None:
     # What the user typed may hold line breaks and commands to the terminal.
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
-    if shown and has_the_say():
+    if shown and (whoever or has_the_say()):
         print(shown, file=sys.stderr)
 
 
-def _leave(message: str, code: int) -> None:
-    _say(message)
+def _leave(message: str, code: int, whoever: bool = False) -> None:
+    _say(message, whoever)
     sys.exit(code)
 
 

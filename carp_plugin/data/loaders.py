@@ -14,6 +14,7 @@ from torchvision import transforms
 
 from carp_plugin.data.dali import check_decodable, naming_dali_failures
 from carp_plugin.data.datasets import (
+    Source,
     in_folders,
     labelled_images,
     part_of,
@@ -45,17 +46,9 @@ from carp_plugin.settings.pretraining import PretrainingDali, PretrainingData
 from carp_plugin.terminal import is_main_process, say
 
 
-class Labelled(Protocol):
+class Labelled(Source, Protocol):
     """Where labelled images are: the ``data`` of a pretraining, or of what ``args.json`` says of one."""
 
-    @property
-    def dataset(self) -> str: ...
-    @property
-    def train_path(self) -> Optional[str]: ...
-    @property
-    def val_path(self) -> Optional[str]: ...
-    @property
-    def format(self) -> str: ...
     @property
     def num_workers(self) -> int: ...
     @property

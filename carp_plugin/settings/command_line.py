@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 from carp_plugin.errors import UserError, did_you_mean
 from carp_plugin.settings import kinds
-from carp_plugin.settings.mistakes import known_keys
+from carp_plugin.settings.mistakes import unknown
 from carp_plugin.settings.model import field_at
 
 #: Nodes whose keys somebody else knows.
@@ -171,7 +171,7 @@ def hydra_override(
         return text
     field = field_at(model, key)
     if field is None and not _free(model, key):
-        raise UserError(f"{key} is not a key of the configuration{_near(key, model)}")
+        raise UserError(unknown(model, key.split("."), key))
     path = field is not None and kinds.is_path(field.annotation, field.metadata)
     if path:
         value = _path(value, several)
@@ -192,19 +192,6 @@ def _other(text: str, model: Type[BaseModel]) -> str:
     if "=" in text and re.match(r"[+~]*hydra[./]", text):
         return text
     raise UserError(f"the override {text!r} cannot be read; expected KEY=VALUE.")
-
-
-def _near(key: str, model: Type[BaseModel]) -> str:
-    """Near misses of a key: among those beside it, where its node is known."""
-    parent, _, leaf = key.rpartition(".")
-    field = field_at(model, parent) if parent else None
-    below = field and (
-        kinds.node(field.annotation)
-        or (kinds.item(field.annotation) and kinds.node(kinds.item(field.annotation)))
-    )
-    if below:
-        return did_you_mean(leaf, below.model_fields)
-    return did_you_mean(key, known_keys(model))
 
 
 def _free(model: Type[BaseModel], key: str) -> bool:

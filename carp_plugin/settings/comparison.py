@@ -6,7 +6,7 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from pydantic import model_validator
 
-from carp_plugin.errors import UserError, did_you_mean
+from carp_plugin.errors import UserError
 from carp_plugin.settings.kinds import (
     Count,
     FileName,
@@ -20,7 +20,7 @@ from carp_plugin.settings.kinds import (
     Switch,
     Text,
 )
-from carp_plugin.settings.mistakes import known_keys
+from carp_plugin.settings.mistakes import unknown
 from carp_plugin.settings.model import Settings, key, rule
 from carp_plugin.settings.parts import FeatureKind
 from carp_plugin.settings.pretraining import CarpPretraining
@@ -145,6 +145,5 @@ def read_comparison(values: Mapping[Any, Any]) -> Asked:
                 f"{name} is not a key of a comparison, which has a list of them; give {_OF_RUNS[name]}."
             )
         if name not in EveryKey.model_fields:
-            known = known_keys(EveryKey)
-            raise UserError(f"{name} is not a key of the configuration{did_you_mean(name, known)}")
+            raise UserError(unknown(EveryKey, [name], name))
     return Asked(comparison=read(Comparison, own), shared=shared)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Callable, List, Mapping, Optional, Sequence, Tuple, Type
+from typing import Any, Callable, List, Mapping, Optional, Sequence, Type
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -13,7 +13,8 @@ from carp_plugin.settings import kinds
 from carp_plugin.settings.model import field_at, walk
 
 #: Which of several mistakes is said: a misspelt key explains a missing one, and both what does not fit together.
-_FIRST = ("extra_forbidden", "missing", "rule")
+_RANK = {"extra_forbidden": 0, "missing": 1, "rule": 3}
+_OTHERS = 2
 
 #: How to mend a key that is missing, where there is more to say.
 _MISSING = {
@@ -44,7 +45,7 @@ def sentence(
     mistakes = error.errors(include_url=False)
     # a list whose items are wrong is said to be too short as well
     told = [one for one in mistakes if one["type"] != "too_short"] or mistakes
-    found = min(told, key=lambda one: _rank(one["type"]))
+    found = min(told, key=lambda one: _RANK.get(one["type"], _OTHERS))
     path = _path(model, found["loc"])
     field = field_at(model, ".".join(map(str, path)))
     name = spelt(within + spelling(path))
@@ -54,7 +55,7 @@ def sentence(
         said = found["msg"].replace("{at}", f"{at}." if path else within)
         return said.replace("{node}", at.rstrip("."))
     if found["type"] == "extra_forbidden":
-        return _unknown(model, path, name, within)
+        return unknown(model, path, name, within)
     if found["type"] == "missing" and len(path) == len(found["loc"]):
         return _missing(path, name)
     if field is None:
@@ -63,10 +64,6 @@ def sentence(
         kind, item = kinds.item(field.annotation), value[found["loc"][len(path)]]
         return f"{name} must be {kinds.described(kind)}, got {short(item)}."
     return _wrong(field, path, name, value)
-
-
-def _rank(kind: str) -> Tuple[int, int]:
-    return (_FIRST.index(kind), 0) if kind in _FIRST[:2] else (2, kind in _FIRST)
 
 
 def spelling(path: Sequence[Any]) -> str:
@@ -102,17 +99,24 @@ def _at(values: Any, path: Sequence[Any]) -> Any:
     return values
 
 
-def _unknown(model: Type[BaseModel], path: Sequence[Any], name: str, within: str) -> str:
-    parent = field_at(model, ".".join(map(str, path[:-1]))) if len(path) > 1 else None
-    if parent is not None:
-        below = _items(parent) or kinds.node(parent.annotation)
-        known = list(below.model_fields) if below else []
-    else:
-        known = known_keys(model) if not within else list(model.model_fields)
-    of = "the configuration"
-    if path[:-1] == ["method_kwargs"] or within.startswith("method_kwargs"):
-        of = "carp"
-    return f"{name} is not a key of {of}{did_you_mean(str(path[-1]), known)}"
+def unknown(model: Type[BaseModel], path: Sequence[Any], name: str, within: str = "") -> str:
+    """A key that is not known, with near misses: among those beside it, or at the top among all.
+
+    Args:
+        model: of the settings.
+        path: the parts of the key.
+        name: the key as the user gave it.
+        within: dotted place of the model's keys, with a dot at its end.
+    """
+    node: Optional[Type[BaseModel]] = model
+    if len(path) > 1:
+        parent = field_at(model, ".".join(map(str, path[:-1])))
+        node = None if parent is None else _items(parent) or kinds.node(parent.annotation)
+    at_top = node is None or (node is model and not within)
+    known = known_keys(model) if node is None or at_top else list(node.model_fields)
+    word = name if node is None else str(path[-1])
+    owner = getattr(node, "owner", "the configuration")
+    return f"{name} is not a key of {owner}{did_you_mean(word, known)}"
 
 
 def _missing(path: Sequence[Any], name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterator, Mapping, Optional, Tuple, Type, TypeVar
+from typing import Any, ClassVar, Dict, Iterator, Mapping, Optional, Tuple, Type, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 from pydantic.fields import FieldInfo
@@ -15,6 +15,9 @@ Model = TypeVar("Model", bound="Settings")
 
 class Settings(BaseModel):
     """Keys of a node of the configuration. What follows from them is not here: see ``training/plan.py``."""
+
+    #: Whose keys these are, for the sentence about one that is not known.
+    owner: ClassVar[str] = "the configuration"
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", protected_namespaces=(), arbitrary_types_allowed=True

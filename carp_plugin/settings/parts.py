@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Optional, Tuple, Union
+from typing import ClassVar, Literal, Optional, Tuple, Union
 
 from pydantic import ConfigDict, model_validator
 
@@ -291,6 +291,8 @@ class HostMethodKwargs(Given):
 
 class CarpKwargs(Settings):
     """The keys of CARP: appendix B.1 of the paper, and the choices that it leaves open."""
+
+    owner: ClassVar[str] = "carp"
 
     proj_hidden_dim: Count = key(2048, "neurons of the two hidden layers of the projector")
     proj_output_dim: Count = key(256, "D, size of an embedding")

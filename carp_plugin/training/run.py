@@ -194,9 +194,8 @@ class TrainingRun:
         """
         machine = self.plan.machine
         kwargs = self.settings.given()
-        kwargs.pop(
-            "max_time", None
-        )  # Lightning's timer counts over all processes and saves nothing
+        # Lightning's timer counts over all processes and saves nothing
+        kwargs.pop("max_time", None)
         valid = inspect.signature(Trainer.__init__).parameters
         for name in set(kwargs) - set(valid):
             raise UserError(
