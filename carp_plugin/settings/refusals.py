@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Optional
 
 import yaml
@@ -19,6 +20,13 @@ def refusal(error: Exception) -> Optional[str]:
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         reason = problem or " ".join(str(error).split())
         return f"the configuration{file} is no YAML{where}: {reason}; mend it there."
+    misfit = re.match(r"Error merging override \++(?P<key>[^=]+)=", str(error))
+    if misfit and isinstance(error, HydraException):
+        key, given = misfit["key"], str(error)[misfit.end("key") + 1 :].strip()
+        return (
+            f"{key}={given} is of another kind than what the configuration has there; "
+            f"give a list for a list, and keys one by one ({key}.KEY=VALUE)."
+        )
     if isinstance(error, HydraException):
         # where it looked is of no use to a user
         return " ".join(str(error).split("\nConfig search path")[0].split())

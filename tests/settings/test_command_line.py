@@ -134,6 +134,11 @@ REFUSED = [
     ("max_epochs=1,2", "max_epochs must be a whole number of at least 1, got '1,2'"),
     ("data.val_path=", "data.val_path must be a path or null, got ''."),
     ("optimizer.batch_size='a=b [c'", "optimizer.batch_size must be a whole number"),
+    (
+        "optimizer=[1,2]",
+        "optimizer=[1,2] is of another kind than what the configuration has there; "
+        "give a list for a list, and keys one by one (optimizer.KEY=VALUE).",
+    ),
     ("~nothing", "'nothing' does not exist"),
     ("--no-such-flag", "unrecognized arguments: --no-such-flag; settings are given as KEY=VALUE"),
     ("'name=${nowhere}'", "Interpolation key 'nowhere' not found"),
