@@ -6,8 +6,9 @@ Entry points catch :class:`UserError`, print its sentence and leave with exit co
 from __future__ import annotations
 
 import difflib
+import re
 import shlex
-from typing import Iterable
+from typing import Iterable, Optional
 
 
 class UserError(Exception):
@@ -39,6 +40,40 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if 0 < len(names) <= 30:
         return "; choose from " + ", ".join(names)
     return ""
+
+
+def worker_ended(error: BaseException) -> Optional[str]:
+    """What became of a loader's worker, in the words of torch's DataLoader: killed, out of memory, ended by itself.
+
+    Args:
+        error: any.
+
+    Returns:
+        Optional[str]: a sentence without its full stop, which asks for fewer workers or more room; None if the error
+        is about something else.
+    """
+    found = re.search(
+        r"DataLoader worker \(pid(?:\(s\))? (?P<pids>[\d, ]+)\) (?P<how>is killed by signal: \w[\w ]*|exited \w+)",
+        str(error),
+    )
+    if found is None or not isinstance(error, RuntimeError):
+        return None
+    how = found["how"].strip()
+    full = "Bus error" in how
+    likely = (
+        "/dev/shm is full"
+        if full
+        else "most likely the machine, or the job's limit, ran out of memory"
+    )
+    mend = (
+        "give /dev/shm (of a container: its shm size) more room"
+        if full
+        else "give the job more memory"
+    )
+    return (
+        f"a worker that reads images (process {found['pids'].strip()}) has ended: it {how}; {likely}: {mend}, or have "
+        "fewer workers"
+    )
 
 
 def typed(key: str, value: str) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterator, List, Optional, Sequence, Type
 
-from carp_plugin.errors import LonelyError, UserError
+from carp_plugin.errors import LonelyError, UserError, worker_ended
 from carp_plugin.terminal import has_the_say, is_first_of_node, lasting_streams
 
 
@@ -42,7 +42,12 @@ def saying_mistakes() -> Iterator[None]:
         # here: what it knows of is imported where one of them has failed
         from carp_plugin.settings.refusals import refusal
 
-        reason = refusal(error)
+        ended = worker_ended(error)
+        reason = (
+            refusal(error)
+            if ended is None
+            else f"{ended}; data.num_workers=0, or the flag --num_workers 0, needs none."
+        )
         if reason is None:
             raise
         _leave(f"error: {reason}", 2)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, List, Tuple
 
 import faiss
 import torch
 from rich.table import Table
 
 from carp_plugin.data.loaders import evaluation_transform, say_bad_images
+from carp_plugin.data.remarks import say_remarks
 from carp_plugin.errors import UserError
-from carp_plugin.evaluation.knn import KnnResult, classify
+from carp_plugin.evaluation.knn import FEW, KnnResult, classify, doubt_on_top5
 from carp_plugin.evaluation.offline import Prepared, machine_of_evaluation, prepare
 from carp_plugin.evaluation.search import search
 from carp_plugin.evaluation.store import Features, describe, stream
@@ -21,9 +22,6 @@ from carp_plugin.terminal import say
 from carp_plugin.training.callbacks.history import write_json
 from carp_plugin.training.report import provenance
 from carp_plugin.training.state import file_sha256
-
-#: Classes among which the first five are no feat.
-FEW = 5
 
 #: (network, features) -> temperature -> what was measured.
 Results = Dict[Tuple[str, str], Dict[float, KnnResult]]
@@ -66,9 +64,8 @@ def knn(flags: Knn) -> Dict[str, Any]:
         for name, kind in run.columns
     }
     say(table(results, f"{run.pretrained.method}: k-NN accuracy on the validation images, %"))
-    classes = next(iter(next(iter(results.values())).values())).classes
-    if classes <= FEW:
-        say(f"{classes} classes: top-5 would say nothing, and is left out")
+    said = _on_top5(results)
+    say_remarks(said)
     for (name, kind), found in results.items():
         recall = next(iter(found.values())).recall
         if recall is not None:
@@ -76,10 +73,26 @@ def knn(flags: Knn) -> Dict[str, Any]:
                 f"{flags.index}: found {recall:.2%} of the {max(flags.k)} neighbours, {name} {kind}"
             )
     summary = _summary(run, flags, results, bank_images)
+    summary["remarks"] = [*run.remarks, *said]
     print(json.dumps(summary))
     if flags.json_file:
         _write(Path(flags.json_file), summary)
     return summary
+
+
+def _on_top5(results: Results) -> List[str]:
+    """What is to be known of the top-5 accuracies: that they would say nothing, or count what nobody voted for."""
+    classes = next(iter(next(iter(results.values())).values())).classes
+    if classes <= FEW:
+        return [f"{classes} classes: top-5 would say nothing, and is left out"]
+    several = len(next(iter(results.values()))) > 1
+    named = {
+        f"{name} {kind}" + (f", tau = {tau:g}" if several else ""): found
+        for (name, kind), by_tau in results.items()
+        for tau, found in by_tau.items()
+    }
+    doubt = doubt_on_top5(named)
+    return [doubt] if doubt else []
 
 
 def with_fitting_k(flags: Knn, bank: int) -> Knn:
@@ -173,6 +186,8 @@ def _summary(run: Prepared, flags: Knn, results: Results, bank: int) -> Dict[str
                 "k": k,
                 "top1": found.top1[k],
                 "top5": found.top5[k],
+                "top5_short": found.short[k],
+                "top5_unvoted": found.unvoted[k],
                 "recall": found.recall,
             }
             for (name, kind), by_tau in results.items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Dict
+from typing import Any, Dict, List
 
 from carp_plugin import register
 from carp_plugin.data.folders import check_data, count_classes, prepare_data_folder
@@ -62,9 +62,11 @@ def linear(settings: Linear) -> Dict[str, Any]:
     )
     classes = count_classes(data.dataset, data.train_path)
     plan = plan_of(settings, machine, images.images, classes)
+    remarks: List[str] = []
     if is_main_process():
         say(opening(settings, pretrained, images, plan))
         remarks = [f"warning: {sentence}" for sentence in left_out(settings, plan)]
-        say_remarks([*remarks, *remarks_on(data)])
+        remarks += remarks_on(data)
+        say_remarks(remarks)
     model = build_model(settings, pretrained, plan, backbone)
-    return LinearRun(settings, pretrained, model, images, plan).go()
+    return LinearRun(settings, pretrained, model, images, plan, remarks).go()

@@ -33,7 +33,7 @@ from carp_plugin.compare.runner import JOB, RESULT
 from carp_plugin.data.loaders import labelled_loaders
 from carp_plugin.errors import UserError
 from carp_plugin.evaluation.checkpoint import load_pretrained
-from carp_plugin.evaluation.knn import weighted_knn
+from carp_plugin.evaluation.knn import KnnResult, doubt_on_top5, weighted_knn
 from carp_plugin.evaluation.store import stream
 from carp_plugin.settings.linear import read_linear
 from carp_plugin.settings.pretraining import read_pretraining
@@ -70,13 +70,16 @@ def work(folder: Path) -> Dict[str, Any]:
         result["seconds"]["knn"] = knn["seconds"]
         result["tensors"], result["spread"] = knn["tensors"], knn["spread"]
         result["gallery"] = knn["gallery"]
+        result["remarks"] += knn.get("remarks", [])  # a stage of an earlier version has none
     if settings["linear"]:
         result["seconds"]["linear"] = 0.0
         for network in [name for name in ("student", "teacher") if name in accuracy]:
             evaluate = partial(_linear, folder, checkpoint, network, settings)
             linear = _stage(folder, f"linear-{network}", evaluate)
+            result["remarks"] += linear.get("remarks", [])
             accuracy[network]["linear"] = linear["accuracy"]
             result["seconds"]["linear"] += linear["seconds"]
+    result["remarks"] = list(dict.fromkeys(result["remarks"]))
     if (folder / CORRECT).is_file():
         result["correct"] = CORRECT
     result["status"], result["why"] = _verdict(result)
@@ -155,6 +158,7 @@ def _knn(folder: Path, checkpoint: Path, settings: Dict[str, Any]) -> Dict[str, 
     bank, queries = (stream(networks, loader, device) for loader in loaders)
     accuracy: Dict[str, Any] = {}
     correct: Dict[str, np.ndarray] = {}
+    measured: Dict[str, KnnResult] = {}
     for name, (_, heads) in networks.items():
         accuracy[name] = {}
         for kind in heads:
@@ -163,6 +167,7 @@ def _knn(folder: Path, checkpoint: Path, settings: Dict[str, Any]) -> Dict[str, 
                 bank[key], queries[key], wanted["k"], wanted["temperature"], device=device
             )
             accuracy[name][kind] = found.accuracy
+            measured[f"{name} {kind}"] = found
             if kind == "backbone":
                 correct.update({f"knn/{name}/{k}": hit for k, hit in found.correct.items()})
     _save_correct(folder, correct)
@@ -173,8 +178,10 @@ def _knn(folder: Path, checkpoint: Path, settings: Dict[str, Any]) -> Dict[str, 
         files = [path for path, _ in samples]
         save(folder / GALLERY, pretrained.model, val, files, **settings["gallery"])
         gallery = GALLERY
+    doubt = doubt_on_top5(measured)
     return {
         "accuracy": accuracy,
+        "remarks": [doubt] if doubt else [],
         "tensors": pretrained.tensors,
         "spread": {name: _spread(queries[f"{name}/backbone"].feats) for name in networks},
         "gallery": gallery,
@@ -210,6 +217,7 @@ def _linear(
     keys = ("top1", "top5", "best_top1", "best_top5", "best_epoch")
     return {
         "accuracy": {key: done[key] for key in keys},
+        "remarks": done["remarks"],
         "seconds": round(done["seconds"], 1),
     }
 

@@ -7,7 +7,7 @@ exp(similarity / tau). One search for the largest k serves all of them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from carp_plugin.evaluation.store import Features
 
 _VOTES = 2**20  # float64 scores held at once: 8 MB
 
+#: Classes among which the first five are no feat.
+FEW = 5
+
 
 @dataclass(frozen=True)
 class KnnResult:
@@ -25,6 +28,8 @@ class KnnResult:
     Attributes:
         top1: k -> percent of the queries whose class has most votes.
         top5: k -> percent whose class is among the min(5, k) with most votes.
+        short: k -> how many queries have fewer than min(5, k) classes with a vote, so that classes without one fill up.
+        unvoted: k -> how many queries ``top5`` counts whose class nobody voted for: its low number put it there.
         predictions: k -> (Q,) int64 classes.
         targets: (Q,) int64 classes of the queries.
         classes: number of classes, of bank and queries together.
@@ -34,6 +39,8 @@ class KnnResult:
 
     top1: Dict[int, float]
     top5: Dict[int, float]
+    short: Dict[int, int]
+    unvoted: Dict[int, int]
     predictions: Dict[int, torch.Tensor]
     targets: torch.Tensor
     classes: int
@@ -96,7 +103,8 @@ def classify(
 
     Equal scores go to the lower class, and neighbours of equal similarity stand in the order of the bank; where more
     of them than fit are equal at the last place of the largest k, the search keeps some of them, the same ones in every
-    run. A class without votes has score 0 and can be among the five of the top-5 accuracy, as in the host's classifier.
+    run. A class without votes has score 0 and can be among the five of the top-5 accuracy, as in the host's classifier;
+    ``short`` and ``unvoted`` of the result count where that happens.
 
     Args:
         found: from :func:`carp_plugin.evaluation.search.search`, for the largest k at least.
@@ -119,12 +127,55 @@ def classify(
             f"targets do not fit the features: {len(targets)} for {rows} queries, {len(bank_targets)} for the bank"
         )
     classes = int(max(bank_targets.max(), targets.max())) + 1
-    top1, top5, predictions = {}, {}, {}
-    for kind, guess, rank in _votes(neighbours, bank_targets, targets, kinds, temperature, classes):
+    top1, top5, short, unvoted, predictions = {}, {}, {}, {}, {}
+    for voted in _votes(neighbours, bank_targets, targets, kinds, temperature, classes):
+        kind, rank = voted.k, voted.ranks
         top1[kind] = float((rank == 0).mean() * 100)
         top5[kind] = float((rank < min(5, kind)).mean() * 100)
-        predictions[kind] = torch.from_numpy(guess)
-    return KnnResult(top1, top5, predictions, targets, classes, found.kind, found.recall)
+        short[kind] = int((voted.voted_for < min(5, kind)).sum())
+        # a class with a vote stands before every one without
+        unvoted[kind] = int(((rank < min(5, kind)) & (rank >= voted.voted_for)).sum())
+        predictions[kind] = torch.from_numpy(voted.guesses)
+    return KnnResult(
+        top1, top5, short, unvoted, predictions, targets, classes, found.kind, found.recall
+    )
+
+
+def doubt_on_top5(results: Mapping[str, KnnResult]) -> Optional[str]:
+    """A sentence where a top-5 accuracy counts queries whose class not one neighbour voted for, None where none does.
+
+    Args:
+        results: what was measured, by the words that name it, as in ``"student backbone"``.
+    """
+    worst = max(
+        (
+            (found.unvoted[k] / max(1, len(found.targets)), name, k)
+            for name, found in results.items()
+            for k in found.unvoted
+            if found.classes
+            > FEW  # of five or fewer it is 100 whatever was voted for, and not shown
+        ),
+        default=(0.0, "", 0),
+    )
+    share, name, k = worst
+    if not share:
+        return None
+    found = results[name]
+    return (
+        f"warning: top-5 accuracy counts classes that no neighbour voted for: {found.unvoted[k]} of "
+        f"{len(found.targets)} images with k = {k} ({name}), {100 * share:.2f} of its {found.top5[k]:.2f} %, have "
+        "theirs among the five by its low number alone, as the host counts; read top-1, or more neighbours."
+    )
+
+
+class _Voted(NamedTuple):
+    """For one k, of every query (Q,): the predicted class, the rank of the true one (0 the first), and the number of
+    classes that have a vote; int64."""
+
+    k: int
+    guesses: np.ndarray
+    ranks: np.ndarray
+    voted_for: np.ndarray
 
 
 def _votes(
@@ -134,11 +185,10 @@ def _votes(
     kinds: List[int],
     temperature: float,
     classes: int,
-) -> Iterator[Tuple[int, np.ndarray, np.ndarray]]:
-    """For every k: the predicted classes (Q,) and the ranks (Q,) of the true ones, 0 the first; votes in float64."""
+) -> Iterator[_Voted]:
+    """What every k makes of the neighbours; votes in float64, of which one that rounds to 0 is none."""
     labels, truth = bank_targets.numpy()[found.indices], targets.numpy()
-    guesses = {k: np.empty(len(truth), dtype=np.int64) for k in kinds}
-    ranks = {k: np.empty(len(truth), dtype=np.int64) for k in kinds}
+    results = {k: _Voted(k, *np.empty((3, len(truth)), dtype=np.int64)) for k in kinds}
     few = max(1, _VOTES // classes)
     for at in range(0, len(truth), few):
         here = slice(at, at + few)
@@ -156,7 +206,7 @@ def _votes(
             table = scores.reshape(-1, classes)
             mine = np.take_along_axis(table, own, axis=1)
             before = (table == mine) & (np.arange(classes) < own)
-            guesses[k][here] = table.argmax(axis=1)
-            ranks[k][here] = (table > mine).sum(axis=1) + before.sum(axis=1)
-    for k in kinds:
-        yield k, guesses[k], ranks[k]
+            results[k].guesses[here] = table.argmax(axis=1)
+            results[k].ranks[here] = (table > mine).sum(axis=1) + before.sum(axis=1)
+            results[k].voted_for[here] = (table > 0).sum(axis=1)
+    yield from results.values()

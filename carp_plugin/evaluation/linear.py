@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import time
 from pathlib import Path
-from typing import Any, Dict, Mapping, Tuple
+from typing import Any, Dict, Mapping, Sequence, Tuple
 
 import torch
 import torch.nn as nn
@@ -125,6 +125,7 @@ class LinearRun(TrainingRun):
         model: the host's linear model on its backbone.
         data: labelled images.
         plan: the numbers of the run.
+        remarks: sentences on the settings and the data that were said at its beginning, for the summary.
     """
 
     settings: Linear
@@ -136,10 +137,11 @@ class LinearRun(TrainingRun):
         model: LightningModule,
         data: LabelledData,
         plan: Plan,
+        remarks: Sequence[str] = (),
     ) -> None:
         args = plain(model.cfg)
         super().__init__(settings, args, model, plan, data.train, "linear")
-        self.pretrained, self.data = pretrained, data
+        self.pretrained, self.data, self.remarks = pretrained, data, list(remarks)
         self.frozen = fingerprint(self._backbone_state())
 
     def _backbone_state(self) -> Mapping[str, torch.Tensor]:
@@ -237,6 +239,7 @@ class LinearRun(TrainingRun):
             "best_top5": best_top5,
             "best_epoch": best_epoch,
             "last_epoch": self.history.last,
+            "remarks": self.remarks,
             "classes": self.plan.classes,
             "images": {"train": self.data.images, "val": self.data.val_images},
             "steps": trainer.global_step,

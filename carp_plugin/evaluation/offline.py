@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional, Tuple, get_args
 
 import torch
@@ -35,6 +35,7 @@ class Prepared:
         chosen: network -> its features, of ``"backbone"`` and ``"projector"``.
         train: loader of (images, labels) of the training images, without augmentation and in order.
         val: loader of the validation images.
+        remarks: what was said of the images, for the record.
     """
 
     pretrained: Pretrained
@@ -43,6 +44,7 @@ class Prepared:
     chosen: Dict[str, List[str]]
     train: DataLoader
     val: DataLoader
+    remarks: List[str] = field(default_factory=list)
 
     @property
     def columns(self) -> List[Tuple[str, str]]:
@@ -76,8 +78,8 @@ def prepare(flags: Offline) -> Prepared:
     say(pretrained.sentence)
     chosen = _chosen(pretrained, flags)
     trained = with_flags(pretrained.trained, flags)
-    train, val = _loaders(trained)
-    return Prepared(pretrained, trained, device, chosen, train, val)
+    (train, val), remarks = _loaders(trained)
+    return Prepared(pretrained, trained, device, chosen, train, val, remarks)
 
 
 def _device(name: Optional[str]) -> torch.device:
@@ -144,7 +146,7 @@ def machine_of_evaluation(device: torch.device) -> Machine:
 
 
 def _loaders(trained: Trained) -> Any:
-    """Loaders of the training and the validation images.
+    """Loaders of the training and the validation images, and what was said of these.
 
     Raises:
         UserError: folders that are missing or differ in classes, or no labelled images; in the words of the flags.
@@ -157,8 +159,9 @@ def _loaders(trained: Trained) -> Any:
             )
         prepare_data_folder(data.prepare, data.train_path)
         check_data(data.dataset, data.train_path, data.val_path, data.format, no_labels=False)
-        say_remarks(remarks_on(data, flags=True))
-        return labelled_loaders(data, trained.view, trained.optimizer.batch_size)
+        remarks = remarks_on(data, flags=True)
+        say_remarks(remarks)
+        return labelled_loaders(data, trained.view, trained.optimizer.batch_size), remarks
     except UserError as error:
         said = re.sub(r"data\.(train|val)_path=", r"--\1_data_path ", str(error))
         raise UserError(said.replace("data.format=", "--data_format ")) from error

@@ -185,9 +185,11 @@ class PretrainingRun(TrainingRun):
         Raises:
             UserError: training was ended by ``collapse.stop``; the summary is written.
         """
-        rows = [self.evaluator.before(self.model, self.settings, self.plan)]
         self.resumed_from, wandb_run_id = self.resume()
-        trainer = self.trainer(wandb_run_id)
+        trainer = self.trainer(
+            wandb_run_id
+        )  # refused, if it is, before the random network is evaluated
+        rows = [self.evaluator.before(self.model, self.settings, self.plan)]
         started = time.time()
         self.fit(trainer, self.train, self.val)
         seconds = time.time() - started

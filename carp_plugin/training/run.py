@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from carp_plugin.data.epochs import TracksEpoch, training_order
 from carp_plugin.data.loaders import fingerprint_of, fingerprint_of_validation, first_bytes
-from carp_plugin.errors import UserError, typed
+from carp_plugin.errors import UserError, typed, worker_ended
 from carp_plugin.settings.parts import Checkpoint
 from carp_plugin.settings.trainer import Run
 from carp_plugin.terminal import is_main_process, say
@@ -171,9 +171,20 @@ class TrainingRun:
         return callbacks
 
     def _logger(self, wandb_run_id: Optional[str]) -> Any:
-        wandb = self.settings.wandb
-        if not wandb.enabled:
+        """wandb's run, begun: what keeps it from beginning is said before time is spent."""
+        if not self.settings.wandb.enabled:
             return False
+        try:
+            return self._wandb(wandb_run_id)
+        except Exception as error:  # wandb has many of its own, and lets those of the system and of requests through
+            reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+            raise UserError(
+                f"Weights & Biases cannot begin a run ({reason}); log in by `wandb login` or WANDB_API_KEY, or use "
+                "wandb.offline=True, or wandb.enabled=False."
+            ) from error
+
+    def _wandb(self, wandb_run_id: Optional[str]) -> WandbLogger:
+        wandb = self.settings.wandb
         logger = WandbLogger(
             name=self.settings.name,
             project=wandb.project,
@@ -264,6 +275,9 @@ class TrainingRun:
                 raise
             raise _refused(error) from error
         except RuntimeError as error:
+            ended = worker_ended(error)
+            if ended is not None:
+                raise UserError(f"{ended}, data.num_workers=0; {self._left()}") from error
             if trainer.world_size == 1 or not another_ended(error):
                 raise
             raise UserError(
@@ -276,20 +290,24 @@ class TrainingRun:
         return self.resumed_from if last is None else Path(last)
 
     def _interrupted(self, trainer: Trainer) -> str:
-        last = self.last_checkpoint()
         why = "max_time is over" if self.signals.out_of_time else "interrupted"
         where = (
             f"{why} in epoch {trainer.current_epoch} at step {trainer.global_step} "
             f"of {self.plan.total_steps}; "
         )
+        return where + self._left()
+
+    def _left(self) -> str:
+        """The last checkpoint and how to go on from it, as the end of a sentence."""
+        last = self.last_checkpoint()
         if last is None:
-            return where + "no checkpoint had been written."
+            return "no checkpoint had been written."
         again = (
             "the same command resumes from it"
             if self.settings.auto_resume.enabled
             else f"resume with {typed('resume_from_checkpoint', str(last))}"
         )
-        return where + f"the last checkpoint is {last}, {again}."
+        return f"the last checkpoint is {last}, {again}."
 
     def write(self, summary: Dict[str, Any]) -> str:
         """Writes ``summary.json`` beside the last checkpoint, before anything of it is shown.

@@ -226,3 +226,16 @@ def test_the_first_five_of_five_classes_are_no_column(run_of, tmp_path, capsys):
     out = capsys.readouterr().out
     assert found["classes"] == 5 and "5 classes: top-5 would say nothing" in out
     assert "top-5 " not in out.partition("5 classes")[0]
+    assert "5 classes: top-5 would say nothing, and is left out" in found["remarks"]
+
+
+def test_a_top_five_that_nobody_voted_for_is_questioned_on_the_terminal_and_in_the_record(
+    run_of, capsys
+):
+    flags = ["--pretrained_checkpoint_dir", str(run_of("simsiam")), "--k", "4"]
+    found = knn(KNN.read(flags))
+    out = capsys.readouterr().out
+    unvoted = [row["top5_unvoted"] for row in found["results"]]
+    assert all(0 <= one <= row["top5_short"] for one, row in zip(unvoted, found["results"]))
+    said = [line for line in out.splitlines() if line.startswith("warning: top-5")]
+    assert any(unvoted) and len(said) == 1 and said[0] in found["remarks"]

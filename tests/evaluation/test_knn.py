@@ -8,7 +8,7 @@ import torch
 
 from carp_plugin.errors import UserError
 from carp_plugin.evaluation import search as searching
-from carp_plugin.evaluation.knn import classify, weighted_knn
+from carp_plugin.evaluation.knn import classify, doubt_on_top5, weighted_knn
 from carp_plugin.evaluation.search import Found, Neighbours, nearest, search
 from carp_plugin.evaluation.store import Features
 from carp_plugin.host import WeightedKNNClassifier
@@ -162,3 +162,25 @@ def test_a_diverged_network_has_no_neighbours(value):
     feats[3, 2] = value
     with pytest.raises(UserError, match="not finite"):
         weighted_knn(Features(feats, BANK.targets), QUERIES, [5])
+
+
+def test_queries_whose_class_nobody_voted_for_are_counted_apart():
+    # of six classes, two neighbours vote for 4 and 5: 0, 1 and 2 fill the five up by their low numbers
+    found = found_by_hand([[0.9, 0.8, 0.7, 0.6, 0.5]] * 4, [[0, 0, 0, 1, 1]] * 4)
+    result = classify(found, torch.tensor([5, 4]), torch.tensor([5, 4, 1, 3]), [3, 5])
+    assert result.top5 == {3: 50.0, 5: 75.0}  # of three: 5, 0, 1; of five: 5, 4, 0, 1, 2
+    assert result.short == {3: 4, 5: 4} and result.unvoted == {3: 1, 5: 1}
+    said = doubt_on_top5({"student backbone": result})
+    assert said.startswith("warning: ") and "1 of 4 images with k = 5 (student backbone)" in said
+    assert "25.00 of its 75.00 %" in said
+
+
+def test_a_top_five_of_votes_alone_and_one_of_few_classes_are_not_questioned():
+    voted = found_by_hand([[0.9, 0.8, 0.7, 0.6, 0.5, 0.4]], [[0, 1, 2, 3, 4, 5]])
+    result = classify(voted, torch.arange(6), torch.tensor([4]), [6])
+    assert result.short == {6: 0} and result.unvoted == {6: 0}
+    assert doubt_on_top5({"student": result}) is None
+    lonely = found_by_hand([[0.9] * 5], [[0] * 5])
+    few = classify(lonely, torch.tensor([3]), torch.tensor([0]), [5])  # four classes
+    assert few.unvoted == {5: 1} and few.top5 == {5: 100.0}
+    assert doubt_on_top5({"student": few}) is None

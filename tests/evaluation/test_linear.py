@@ -308,3 +308,15 @@ def test_dali_on_the_cpu_serves_every_step_of_every_epoch(images, checkpoints):
     )
     assert [epoch["step"] for epoch in done["epochs"]] == [3, 6, 9]
     assert len(done["correct"]) == 24
+
+
+def test_what_was_said_at_the_beginning_is_in_the_summary(images, checkpoints, capsys):
+    done = linear(
+        linear_settings(
+            images, checkpoints["carp"], max_epochs=1, data__val_path=str(images / "train")
+        )
+    )
+    summary = json.loads(Path(done["checkpoint"]).with_name("summary.json").read_text())
+    (said,) = summary["remarks"]
+    assert said.startswith("warning: 24 of 24 validation images are among the training images")
+    assert said in capsys.readouterr().out
