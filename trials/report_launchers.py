@@ -160,7 +160,7 @@ def _other_devices(world: World) -> None:
     world.train("++max_steps=4").ran()
     answer = world.process(by_name(world.last()), "devices=2", "++strategy=ddp").spoke()
     if answer.code:
-        answer.refused("devices")
+        answer.refused("device", "optimizer.batch_size")
         return
     answer.says("devices")
     must(world.step() in (4 + 2, 4 + 3), f"{world.step()} steps, 6 or 7 see every image once")
