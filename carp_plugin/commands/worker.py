@@ -33,7 +33,7 @@ from carp_plugin.compare.runner import JOB, RESULT
 from carp_plugin.data.loaders import labelled_loaders
 from carp_plugin.errors import UserError
 from carp_plugin.evaluation.checkpoint import load_pretrained
-from carp_plugin.evaluation.knn import weighted_knn
+from carp_plugin.evaluation.protocols.knn import weighted_knn
 from carp_plugin.evaluation.store import stream
 from carp_plugin.settings.linear import read_linear
 from carp_plugin.settings.pretraining import read_pretraining

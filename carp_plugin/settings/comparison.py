@@ -8,14 +8,12 @@ from pydantic import model_validator
 
 from carp_plugin.errors import UserError
 from carp_plugin.settings.kinds import (
-    Count,
     FileName,
     Free,
     Index,
     Int,
     Part,
     PathText,
-    Positive,
     Seed,
     Switch,
     Text,
@@ -24,14 +22,13 @@ from carp_plugin.settings.mistakes import unknown
 from carp_plugin.settings.model import Settings, key, rule
 from carp_plugin.settings.parts import FeatureKind
 from carp_plugin.settings.pretraining import CarpPretraining
+from carp_plugin.settings.protocols import Neighbours
 from carp_plugin.settings.reading import read
 
 
-class KnnProtocol(Settings):
+class KnnProtocol(Neighbours):
     """k-NN, appendix C.3 of the paper."""
 
-    k: Tuple[Count, ...] = key((10, 20, 100, 200), "numbers of neighbours", min_length=1)
-    temperature: Positive = key(0.07, "tau of the votes")
     features: Tuple[FeatureKind, ...] = key(("backbone", "projector"), "features", min_length=1)
 
     @model_validator(mode="after")

@@ -16,8 +16,8 @@ from carp_plugin.data.loaders import labelled_loaders
 from carp_plugin.errors import UserError
 from carp_plugin.evaluation.checkpoint import load_pretrained
 from carp_plugin.evaluation.features import extract
-from carp_plugin.evaluation.knn import weighted_knn
 from carp_plugin.evaluation.offline import with_flags
+from carp_plugin.evaluation.protocols.knn import weighted_knn
 from carp_plugin.host import HOST, WeightedKNNClassifier
 from tests.helpers import image_folder, small_settings
 from tests.run_cli import run_cli

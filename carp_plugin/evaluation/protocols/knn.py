@@ -13,9 +13,48 @@ import numpy as np
 import torch
 
 from carp_plugin.evaluation.search import Found, Neighbours, search
+from carp_plugin.evaluation.shape import Images, Result, by_column
 from carp_plugin.evaluation.store import Features
+from carp_plugin.settings.protocols import Neighbours as Votes
 
 _VOTES = 2**20  # float64 scores held at once: 8 MB
+
+
+#: Classes among which the first five are no feat.
+FEW = 5
+
+
+def measure(images: Images, settings: Votes) -> Dict[str, Result]:
+    """Accuracies of every column, for every k that the training images suffice for.
+
+    Args:
+        images: labelled.
+        settings: of the protocol.
+    """
+
+    def of_column(train: Features, val: Features) -> Result:
+        kinds = fitting(settings.k, len(train.feats))
+        found = weighted_knn(train, val, kinds, settings.temperature, device=images.device)
+        return as_result(found, [k for k in settings.k if k not in kinds])
+
+    return by_column(images, of_column)
+
+
+def fitting(k: Sequence[int], bank: int) -> List[int]:
+    """The numbers of neighbours that a bank has; all of it where it has none of them."""
+    return [some for some in k if some <= bank] or [bank]
+
+
+def as_result(found: KnnResult, left_out: Sequence[int] = ()) -> Result:
+    """In the shape of every protocol; the headline is k = 20, which the paper found best, or the first k."""
+    kinds = sorted(found.top1, key=lambda k: k != 20)
+    scores = {f"top1 k={k}": found.top1[k] for k in kinds}
+    if found.classes > FEW:
+        scores.update({f"top5 k={k}": found.top5[k] for k in kinds})
+    per_image = {f"top1 k={k}": found.correct[k] for k in kinds}
+    listed = ", ".join(map(str, left_out))
+    said = (f"k = {listed} left out: there are not so many training images.",) if left_out else ()
+    return Result(scores, per_image, {"k": kinds}, said)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,29 @@
+"""The protocols on frozen features, by name; each module is one of them, of the shape that ``evaluation/shape.py`` says."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict, NamedTuple
+
+from carp_plugin.evaluation.protocols import knn, logistic
+from carp_plugin.evaluation.shape import Images, Result
+
+
+class Protocol(NamedTuple):
+    """A protocol.
+
+    Attributes:
+        title: for people.
+        measure: (images, its node of the settings) -> column -> result.
+        labelled: whether it reads the labelled training and validation images, and not images of its own.
+    """
+
+    title: str
+    measure: Callable[[Images, Any], Dict[str, Result]]
+    labelled: bool = True
+
+
+#: Name, which is that of its node in the settings -> protocol.
+PROTOCOLS: Dict[str, Protocol] = {
+    "knn": Protocol("k-NN", knn.measure),
+    "logistic": Protocol("logistic regression", logistic.measure),
+}
