@@ -102,6 +102,13 @@ OTHERS: Dict[str, Dict[str, Sequence[str]]] = {
             feature_dtype device""".split(),
         "flags of path": "pretrained_checkpoint_dir train_data_path val_data_path store json".split(),
     },
+    "main_evaluate.py": {
+        "flags of whole": "knn.k logistic.max_iterations batch_size num_workers seed".split(),
+        "flags of number": "knn.temperature logistic.C".split(),
+        "flags of word": """protocols feature_type networks dataset data_format feature_dtype
+            device""".split(),
+        "flags of path": "pretrained_checkpoint_dir train_data_path val_data_path json".split(),
+    },
     "main_umap.py": {
         "flags of whole": ["seed", "batch_size", "num_workers"],
         "flags of word": "feature_type networks dataset data_format device".split(),

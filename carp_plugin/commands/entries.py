@@ -58,6 +58,10 @@ UMAP = FlagCommand(
     run="carp_plugin.commands.umap:umap",
 )
 
+#: Those that a configuration tells what to do, and those that flags do.
+CONFIGURED = (PRETRAIN, LINEAR, COMPARE)
+FLAGGED = (KNN, EVALUATE, UMAP)
+
 
 def pretrain() -> None:
     """``carp-pretrain``."""

@@ -93,8 +93,8 @@ def remarks_of(results: Results) -> List[str]:
     """What is to be known of the numbers, each sentence once."""
     said: List[Tuple[str, str]] = []
     for name, found in results.items():
-        for column, result in found.items():
-            said += [(f"{PROTOCOLS[name].title}", remark) for remark in result.remarks]
+        for result in found.values():
+            said += [(PROTOCOLS[name].title, remark) for remark in result.remarks]
     return [_of(title, remark) for title, remark in dict.fromkeys(said)]
 
 

@@ -26,7 +26,7 @@ class Parser(argparse.ArgumentParser):
         Raises:
             UserError: always; near misses of a flag that is not known.
         """
-        unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
+        unknown = re.match(r"unrecognized arguments: (--[\w.-]+)", message)
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
             near = did_you_mean(unknown.group(1), flags).partition("; choose from")[0]

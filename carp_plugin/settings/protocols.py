@@ -1,4 +1,4 @@
-"""What the protocols on frozen features are told: a node for each, the same for ``main_evaluate.py`` and a comparison."""
+"""What the protocols on frozen features are told: a node each, for ``main_evaluate.py`` and comparisons."""
 
 from __future__ import annotations
 

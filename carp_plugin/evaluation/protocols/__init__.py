@@ -1,4 +1,4 @@
-"""The protocols on frozen features, by name; each module is one of them, of the shape that ``evaluation/shape.py`` says."""
+"""The protocols on frozen features, by name; a module each, of the shape of ``evaluation/shape.py``."""
 
 from __future__ import annotations
 

@@ -48,10 +48,10 @@ def fitting(k: Sequence[int], bank: int) -> List[int]:
 def as_result(found: KnnResult, left_out: Sequence[int] = ()) -> Result:
     """In the shape of every protocol; the headline is k = 20, which the paper found best, or the first k."""
     kinds = sorted(found.top1, key=lambda k: k != 20)
-    scores = {f"top1 k={k}": found.top1[k] for k in kinds}
+    scores = {f"top1 (k = {k})": found.top1[k] for k in kinds}
     if found.classes > FEW:
-        scores.update({f"top5 k={k}": found.top5[k] for k in kinds})
-    per_image = {f"top1 k={k}": found.correct[k] for k in kinds}
+        scores.update({f"top5 (k = {k})": found.top5[k] for k in kinds})
+    per_image = {f"top1 (k = {k})": found.correct[k] for k in kinds}
     listed = ", ".join(map(str, left_out))
     said = (f"k = {listed} left out: there are not so many training images.",) if left_out else ()
     return Result(scores, per_image, {"k": kinds}, said)

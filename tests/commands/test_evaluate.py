@@ -1,0 +1,89 @@
+"""`python main_evaluate.py`: a checkpoint to the table and the file, features once, and what mistakes earn."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from carp_plugin.commands.entries import EVALUATE, KNN
+from carp_plugin.commands.evaluate import evaluate
+from carp_plugin.commands.knn import knn
+from carp_plugin.commands.pretrain import pretrain
+from carp_plugin.evaluation.protocols import PROTOCOLS
+from carp_plugin.host import HOST
+from tests.helpers import image_folder, small_settings
+from tests.run_cli import run_cli
+
+LABELLED = [name for name, protocol in PROTOCOLS.items() if protocol.labelled]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a pretraining of one epoch."""
+    images = image_folder(tmp_path_factory.mktemp("images"))
+    folder = tmp_path_factory.mktemp("carp")
+    off = {"evaluation": {"enabled": False}, "checkpoint__dir": str(folder)}
+    return Path(pretrain(small_settings(images, "carp", max_epochs=1, **off))["checkpoint"]).parent
+
+
+def flags(run, *more):
+    return EVALUATE.read(["--pretrained_checkpoint_dir", str(run), *more])
+
+
+def test_all_protocols_share_one_pass_over_the_images(run, capsys, monkeypatch, tmp_path):
+    file = tmp_path / "made" / "all.json"
+    arguments = ["--pretrained_checkpoint_dir", str(run), "--protocols", *LABELLED]
+    code, out, err = run_cli(
+        capsys, monkeypatch, "main_evaluate.py", [*arguments, "--json", str(file)]
+    )
+    assert code == 0, err
+    found = json.loads(file.read_text())
+    assert found["passes"] == {"train": 1, "val": 1}
+    assert list(found["protocols"]) == LABELLED and found["host"] == HOST.as_dict()
+    for name in LABELLED:
+        assert PROTOCOLS[name].title in out
+        results = found["protocols"][name]["results"]
+        assert {"student/backbone", "teacher/backbone"} <= set(results)
+        for result in results.values():
+            for score in result["scores"].values():
+                low, high = score["interval"] or (score["value"], score["value"])
+                assert -100 <= low <= score["value"] <= high <= 100
+    assert re.search(r"written to \S*evaluation.json and \S*all.json", " ".join(out.split()))
+
+
+def test_its_knn_is_that_of_main_knn(run):
+    arguments = ["--pretrained_checkpoint_dir", str(run), "--feature_dtype", "float32"]
+    theirs = knn(KNN.read([*arguments, "--k", "5", "20", "--feature_type", "backbone"]))["results"]
+    found = evaluate(flags(run, "--protocols", "knn", "--knn.k", "5", "20"))
+    ours = found["protocols"]["knn"]["results"]
+    assert theirs
+    for result in theirs:
+        scores = ours[f"{result['network']}/backbone"]["scores"]
+        assert scores[f"top1 (k = {result['k']})"]["value"] == result["top1"]
+
+
+def test_an_earlier_result_is_left_alone(run):
+    first = evaluate(flags(run, "--protocols", "knn", "--knn.k", "3"))
+    names = {path.name for path in run.glob("evaluation*.json")}
+    kept = {name: (run / name).read_text() for name in names}
+    evaluate(flags(run, "--protocols", "knn", "--knn.k", "4"))
+    assert len(list(run.glob("evaluation*.json"))) == len(names) + 1
+    assert all((run / name).read_text() == text for name, text in kept.items())
+    assert first["protocols"]["knn"]["settings"]["k"] == [3]
+
+
+MISTAKES = [
+    (["--protocols", "knnn"], "argument --protocols: invalid choice: 'knnn'"),
+    (["--knn.k", "0"], "--knn.k must be a whole number of at least 1, got 0."),
+    (["--logistic.C", "-1"], "--logistic.C must be a number above 0, got -1"),
+    (["--knn.kk", "3"], "--knn.kk is not a flag of main_evaluate.py; did you mean '--knn.k'?"),
+    (["--json", "."], "--json . is a folder; give a file."),
+]
+
+
+@pytest.mark.parametrize("given, said", MISTAKES, ids=[" ".join(given) for given, _ in MISTAKES])
+def test_a_mistake_earns_one_sentence(given, said, run, capsys, monkeypatch):
+    arguments = ["--pretrained_checkpoint_dir", str(run), *given]
+    code, out, err = run_cli(capsys, monkeypatch, "main_evaluate.py", arguments)
+    assert code == 2 and said in err and len(err.strip().splitlines()) == 1, err
