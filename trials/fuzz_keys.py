@@ -89,11 +89,12 @@ OTHERS: Dict[str, Dict[str, Sequence[str]]] = {
     },
     "main_compare.py": {
         "path": ["dir"],
-        "list": ["methods", "seeds", "knn.k", "knn.features"],
-        "whole": """jobs threads gallery.rows gallery.columns holdout.seed""".split(),
+        "list": ["methods", "seeds", "protocols", "knn.k", "knn.features", "logistic.C"],
+        "whole": """jobs threads gallery.rows gallery.columns holdout.seed
+            logistic.max_iterations""".split(),
         "switch": ["keep_checkpoints"],
         "number": ["knn.temperature", "holdout.fraction"],
-        "node": "settings knn linear gallery holdout trials".split(),
+        "node": "settings knn logistic linear gallery holdout trials".split(),
     },
     "main_knn.py": {
         "flags of whole": ["k", "batch_size", "num_workers"],

@@ -22,7 +22,7 @@ from carp_plugin.settings.mistakes import unknown
 from carp_plugin.settings.model import Settings, key, rule
 from carp_plugin.settings.parts import FeatureKind
 from carp_plugin.settings.pretraining import CarpPretraining
-from carp_plugin.settings.protocols import Neighbours
+from carp_plugin.settings.protocols import Neighbours, Others, Protocol
 from carp_plugin.settings.reading import read
 
 
@@ -55,7 +55,7 @@ class Holdout(Settings):
     seed: Index = key(..., "another seed holds out other images")
 
 
-class Comparison(Settings):
+class Comparison(Others):
     """Methods side by side. Whatever else the configuration holds are keys of pretraining."""
 
     name: FileName = key(..., "of the comparison")
@@ -69,6 +69,9 @@ class Comparison(Settings):
     threads: Optional[Int] = key(None, "of each run; null: torch's choice", ge=1, le=512)
     keep_checkpoints: Switch = key(True, "keep them when a run is evaluated")
     knn: Optional[KnnProtocol] = key(KnnProtocol(), "k-NN; null: none")
+    protocols: Tuple[Protocol, ...] = key(
+        (), "besides k-NN, on the same frozen features; each has a node of its name"
+    )
     linear: Optional[Free] = key(None, "keys of a linear evaluation; null: none")
     gallery: Optional[Gallery] = key(Gallery(), "prototypes; null: none")
     holdout: Optional[Holdout] = key(None, "training images held out, for a search")

@@ -31,11 +31,16 @@ class Logistic(Settings):
     max_iterations: Count = key(1000, "of L-BFGS")
 
 
-class Protocols(Settings):
+class Others(Settings):
+    """The protocols on frozen features besides k-NN, by their names."""
+
+    logistic: Logistic = key(Logistic(), "logistic regression")
+
+
+class Protocols(Others):
     """Every protocol on frozen features, by its name."""
 
     knn: Neighbours = key(Neighbours(), "k-NN")
-    logistic: Logistic = key(Logistic(), "logistic regression")
 
 
 class Evaluate(Protocols, Offline):

@@ -15,11 +15,13 @@ class Protocol(NamedTuple):
         title: for people.
         measure: (images, its node of the settings) -> column -> result.
         labelled: whether it reads the labelled training and validation images, and not images of its own.
+        headline: its first score, for people.
     """
 
     title: str
     measure: Callable[[Images, Any], Dict[str, Result]]
     labelled: bool = True
+    headline: str = ""
 
 
 #: Name, which is that of its node in the settings -> protocol.
