@@ -11,7 +11,7 @@ from rich.table import Table
 from carp_plugin.commands.saving import check_file, save
 from carp_plugin.data.loaders import evaluation_transform, say_bad_images
 from carp_plugin.evaluation.offline import Prepared, machine_of_evaluation, prepare
-from carp_plugin.evaluation.protocols import PROTOCOLS
+from carp_plugin.evaluation.protocols import PROTOCOLS, besides
 from carp_plugin.evaluation.shape import Images, Result
 from carp_plugin.settings.protocols import Evaluate
 from carp_plugin.terminal import say
@@ -51,13 +51,14 @@ def evaluate(flags: Evaluate) -> Dict[str, Any]:
 
 def images_of(run: Prepared, flags: Evaluate) -> Images:
     """The images of a checkpoint's data, for any protocol."""
-    data = run.trained.data
+    data, networks = run.trained.data, run.networks()
     return Images(
-        networks=run.networks(),
+        networks=networks,
         loaders={"train": run.train, "val": run.val},
         device=run.device,
         transform=evaluation_transform(data.dataset, data.eval_transform, run.trained.view),
         model=run.pretrained.model,
+        besides=besides(run.pretrained, flags.protocols, networks, run.device),
         dtype=getattr(torch, flags.feature_dtype),
         seed=flags.seed,
         batch_size=run.trained.optimizer.batch_size,
@@ -73,7 +74,8 @@ def table(results: Results, title: str) -> Table:
     for column in next(iter(results.values())):
         shown.add_column(column.replace("/", "\n"), justify="right")
     for name, found in results.items():
-        for number, measure in enumerate(next(iter(found.values())).scores):
+        measures = dict.fromkeys(measure for one in found.values() for measure in one.scores)
+        for number, measure in enumerate(measures):
             title_ = PROTOCOLS[name].title if number == 0 else ""
             shown.add_row(title_, measure, *(cell(one, measure) for one in found.values()))
         shown.add_section()

@@ -33,7 +33,7 @@ from carp_plugin.compare.runner import JOB, RESULT
 from carp_plugin.data.loaders import evaluation_transform, labelled_loaders
 from carp_plugin.errors import UserError
 from carp_plugin.evaluation.checkpoint import load_pretrained
-from carp_plugin.evaluation.protocols import PROTOCOLS
+from carp_plugin.evaluation.protocols import PROTOCOLS, besides
 from carp_plugin.evaluation.protocols.knn import weighted_knn
 from carp_plugin.evaluation.shape import Images
 from carp_plugin.settings.linear import read_linear
@@ -163,6 +163,7 @@ def _frozen(folder: Path, checkpoint: Path, settings: Dict[str, Any]) -> Dict[st
         device=device,
         transform=evaluation_transform(data.dataset, data.eval_transform, trained.view),
         model=pretrained.model,
+        besides=besides(pretrained, settings.get("protocols", ()), networks, device),
         dtype=torch.float16,
         seed=settings["pretrain"]["seed"],
         batch_size=trained.optimizer.batch_size,

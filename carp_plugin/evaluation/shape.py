@@ -75,6 +75,8 @@ class Images:
         device: where features are computed.
         transform: of an image, which brings it to the networks' size.
         model: the method, for what it has besides networks.
+        besides: network -> further features that pass with the labelled images and are no column: what a protocol needs
+            and nobody evaluates.
         dtype: that unit rows are kept in.
         seed: of every draw.
         batch_size: images at once.
@@ -87,6 +89,7 @@ class Images:
     device: torch.device
     transform: Callable[[Any], torch.Tensor]
     model: Optional[nn.Module] = None
+    besides: Mapping[str, Mapping[str, nn.Module]] = field(default_factory=dict)
     dtype: torch.dtype = torch.float32
     seed: int = 0
     batch_size: int = 64
@@ -119,21 +122,28 @@ class Images:
     def of(self, name: str, loader: Callable[[], DataLoader]) -> Dict[str, Features]:
         """Column -> unit rows of a set of images, computed when they are first asked for.
 
+        Of the labelled images there are those of ``besides`` too.
+
         Args:
             name: of the set; the same name is the same set.
             loader: makes a loader of (images, targets).
         """
         if name not in self._known:
             self.passes[name] = self.passes.get(name, 0) + 1
+            networks = dict(self.networks)
+            if name in self.loaders:
+                for network, further in self.besides.items():
+                    backbone, heads = networks[network]
+                    networks[network] = backbone, {**further, **heads}
             self._known[name] = stream(
-                self.networks, loader(), self.device, f"features: {name}", dtype=self.dtype
+                networks, loader(), self.device, f"features: {name}", dtype=self.dtype
             )
         return self._known[name]
 
-    def loader_of(self, dataset: Dataset) -> DataLoader:
+    def loader_of(self, dataset: Dataset, batch_size: Optional[int] = None) -> DataLoader:
         """A loader of any data set of (image tensor, target), in its order."""
         loader: DataLoader = DataLoader(
-            dataset, batch_size=self.batch_size, num_workers=self.num_workers
+            dataset, batch_size=batch_size or self.batch_size, num_workers=self.num_workers
         )
         with_our_workers(loader)
         return loader

@@ -1,6 +1,7 @@
 """`python main_evaluate.py`: a checkpoint to the table and the file, features once, and what mistakes earn."""
 
 import json
+import pickle
 import re
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from carp_plugin.commands.knn import knn
 from carp_plugin.commands.pretrain import pretrain
 from carp_plugin.evaluation.protocols import PROTOCOLS
 from carp_plugin.host import HOST
-from tests.helpers import image_folder, small_settings
+from tests.helpers import image_folder, small_settings, write_image
 from tests.run_cli import run_cli
 
 LABELLED = [name for name, protocol in PROTOCOLS.items() if protocol.labelled]
@@ -39,7 +40,7 @@ def test_all_protocols_share_one_pass_over_the_images(run, capsys, monkeypatch, 
     )
     assert code == 0, err
     found = json.loads(file.read_text())
-    assert found["passes"] == {"train": 1, "val": 1}
+    assert found["passes"] == {"train": 1, "val": 1, "copies": 1}
     assert list(found["protocols"]) == LABELLED and found["host"] == HOST.as_dict()
     for name in LABELLED:
         assert PROTOCOLS[name].title in out
@@ -73,12 +74,47 @@ def test_an_earlier_result_is_left_alone(run):
     assert first["protocols"]["knn"]["settings"]["k"] == [3]
 
 
+def test_prototypes_are_scored_without_a_column_of_the_projector(run):
+    found = evaluate(flags(run, "--protocols", "clustering", "--clustering.starts", "2"))
+    results = found["protocols"]["clustering"]["results"]
+    assert list(results) == ["student/backbone", "teacher/backbone"]
+    for result in results.values():
+        assert {"AMI (prototypes)", "AMI, blocks (prototypes)"} <= set(result["scores"])
+        assert result["prototypes"]["number"] == 32 and result["prototypes"]["blocks"]["size"] == 8
+    assert found["passes"] == {"val": 1}
+
+
+def test_landmarks_are_read_from_their_files(run, tmp_path):
+    for number, name in enumerate(["a", "b", "c", "q"]):
+        write_image(tmp_path / f"{name}.jpg", number)
+    one = {"bbx": [0, 0, 15, 15], "easy": [0], "hard": [1], "junk": []}
+    truth = {"imlist": ["a", "b", "c"], "qimlist": ["q"], "gnd": [one]}
+    (tmp_path / "gnd.pkl").write_bytes(pickle.dumps(truth))
+    given = ["--landmarks.ground_truth", str(tmp_path / "gnd.pkl")]
+    given += ["--landmarks.images", str(tmp_path), "--networks", "teacher"]
+    for more in ([], ["--landmarks.size", "18"]):
+        found = evaluate(flags(run, "--protocols", "landmarks", *given, *more))
+        scores = found["protocols"]["landmarks"]["results"]["teacher/backbone"]["scores"]
+        assert list(scores)[0] == "mAP (medium)" and 0 < scores["mAP (medium)"]["value"] <= 100
+        assert found["passes"] == {"landmarks": 1, "landmarks, queries": 1}
+
+
 MISTAKES = [
     (["--protocols", "knnn"], "argument --protocols: invalid choice: 'knnn'"),
     (["--knn.k", "0"], "--knn.k must be a whole number of at least 1, got 0."),
     (["--logistic.C", "-1"], "--logistic.C must be a number above 0, got -1"),
     (["--knn.kk", "3"], "--knn.kk is not a flag of main_evaluate.py; did you mean '--knn.k'?"),
     (["--protocols", "knn", "--knn.k", "100000"], "--knn.k 100000 is larger than the bank of 24"),
+    (
+        ["--protocols", "landmarks", "--landmarks.images", "."],
+        "--protocols landmarks needs --landmarks.ground_truth FILE, such as gnd_roxford5k.pkl, and",
+    ),
+    (
+        "--protocols landmarks --landmarks.images . --landmarks.ground_truth /dev/null".split(),
+        "the ground truth /dev/null is no pickle that can be read (it is not a file)",
+    ),
+    (["--copies.transformations", "flip"], "--copies.transformations: invalid choice: 'flip'"),
+    (["--clustering.starts", "0"], "--clustering.starts must be a whole number between 1 and 1000"),
     (["--json", "."], "--json . is a folder; give a file."),
 ]
 

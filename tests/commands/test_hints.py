@@ -98,7 +98,9 @@ def test_every_flag_that_a_sentence_names_is_a_flag():
     }
     for path in PACKAGE.rglob("*.py"):
         for text in sentences_of(path):
-            for named in re.findall(r"(?<![\w-])--[a-z][\w-]+", text) if " " in text else []:
+            for named in (
+                re.findall(r"(?<![\w-])--[a-z](?:[\w-]|\.\w)+", text) if " " in text else []
+            ):
                 assert named in known | hydra | slurm, f"{named} in {text!r}"
 
 
