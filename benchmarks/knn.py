@@ -27,7 +27,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from carp_plugin.evaluation.knn import weighted_knn
+from carp_plugin.evaluation.protocols.knn import weighted_knn
 from carp_plugin.evaluation.store import Features
 from carp_plugin.host import HOST, WeightedKNNClassifier
 from carp_plugin.terminal import say

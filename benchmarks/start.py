@@ -48,7 +48,7 @@ RECIPES = {
     "main_linear.py": "carp.yaml",
     "main_compare.py": "photos.yaml",
 }
-OFFLINE = ("main_knn.py", "main_umap.py")
+OFFLINE = ("main_knn.py", "main_evaluate.py", "main_umap.py")
 
 
 def starts() -> Dict[str, Start]:

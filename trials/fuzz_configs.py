@@ -9,7 +9,7 @@ import random
 from typing import Callable, Dict, List, Optional, Sequence
 
 from trials.fuzz_keys import KEYS, KWARGS, OTHERS, WRONG, Case, World, all_keys, override, slip
-from trials.fuzz_scripts import KNN, UMAP, compare, linear, offline
+from trials.fuzz_scripts import EVALUATE, KNN, UMAP, compare, linear, offline
 
 _MAY_BE_SWITCH = {"deterministic"}
 _BELOW_ZERO = {"data.fraction", "max_steps", "num_sanity_val_steps"}
@@ -56,7 +56,7 @@ def make(seed: int, count: int, world: World) -> List[Case]:
 
 def _with_config(case: Case, world: World) -> Case:
     """Names the small configuration, where the class does not name another one."""
-    if case.script in ("main_knn.py", "main_umap.py"):
+    if case.script in ("main_knn.py", "main_evaluate.py", "main_umap.py"):
         return case
     given = list(case.arguments)
     if not any(argument.startswith("--config-name") for argument in given):
@@ -276,6 +276,7 @@ CLASSES: Dict[str, Callable[[random.Random, World], Case]] = {
     "unicode and control characters": _unicode,
     "main_linear.py": linear,
     "main_knn.py": offline("main_knn.py", KNN),
+    "main_evaluate.py": offline("main_evaluate.py", EVALUATE),
     "main_umap.py": offline("main_umap.py", UMAP),
     "main_compare.py": compare,
 }

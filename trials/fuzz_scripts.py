@@ -39,7 +39,7 @@ def offline(script: str, own: Sequence[Sequence[str]]) -> Callable[[random.Rando
     """A class of mistakes in the flags of a script.
 
     Args:
-        script: ``main_knn.py`` or ``main_umap.py``.
+        script: one that flags tell what to do.
         own: mistakes in flags that this script alone has.
     """
 
@@ -108,6 +108,33 @@ KNN += [
     ["--feature_dtype", "int8"],
 ]
 KNN += [["--store", "/dev/null"], ["--store", "/dev/null/x"], ["--k"], ["stray"]]
+EVALUATE = [
+    ["--protocols", "knnn"],
+    ["--protocols"],
+    ["--knn.k", "0"],
+    ["--knn.kk", "5"],
+    ["--knn", "5"],
+    ["--logistic.C", "0"],
+    ["--logistic.C", "many"],
+    ["--clustering.k", "0"],
+    ["--clustering.starts", "0"],
+    ["--retrieval.ranks", "first"],
+    ["--protocols", "landmarks"],
+    [
+        "--protocols",
+        "landmarks",
+        "--landmarks.ground_truth",
+        "/dev/null",
+        "--landmarks.images",
+        ".",
+    ],
+    ["--copies.transformations", "flip"],
+    ["--seed", "-1"],
+    ["--json", "."],
+    ["--json", "/dev/null/x"],
+    ["--feature_dtype", "int8"],
+    ["stray"],
+]
 UMAP = [
     ["--seed", "-1"],
     ["--seed", "1.5"],

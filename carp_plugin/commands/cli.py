@@ -245,6 +245,10 @@ class FlagCommand:
             settings = self.read(given)
             _named(self.run)(settings)
 
+    def settings(self) -> Type[Any]:
+        """The model of its settings."""
+        return _named(self.model)
+
     def read(self, arguments: Sequence[str]) -> Any:
         """The settings that flags mean.
 
@@ -255,7 +259,7 @@ class FlagCommand:
 
         name = Path(sys.argv[0]).name
         prog = self.name if name == self.name else self.script
-        return read_flags(_named(self.model), arguments, prog, self.about)
+        return read_flags(self.settings(), arguments, prog, self.about)
 
 
 #: Keys that are Lightning's, and seldom set.

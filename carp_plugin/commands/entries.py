@@ -43,6 +43,13 @@ KNN = FlagCommand(
     model="carp_plugin.settings.offline:Knn",
     run="carp_plugin.commands.knn:knn",
 )
+EVALUATE = FlagCommand(
+    script="main_evaluate.py",
+    name="carp-evaluate",
+    about="Protocols on the frozen features of a checkpoint, which are computed once for all of them.",
+    model="carp_plugin.settings.protocols:Evaluate",
+    run="carp_plugin.commands.evaluate:evaluate",
+)
 UMAP = FlagCommand(
     script="main_umap.py",
     name="carp-umap",
@@ -50,6 +57,10 @@ UMAP = FlagCommand(
     model="carp_plugin.settings.offline:Umap",
     run="carp_plugin.commands.umap:umap",
 )
+
+#: Those that a configuration tells what to do, and those that flags do.
+CONFIGURED = (PRETRAIN, LINEAR, COMPARE)
+FLAGGED = (KNN, EVALUATE, UMAP)
 
 
 def pretrain() -> None:
@@ -70,6 +81,11 @@ def compare() -> None:
 def knn() -> None:
     """``carp-knn``."""
     KNN.main()
+
+
+def evaluate() -> None:
+    """``carp-evaluate``."""
+    EVALUATE.main()
 
 
 def umap() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
@@ -10,16 +9,16 @@ import faiss
 import torch
 from rich.table import Table
 
+from carp_plugin.commands.saving import check_file, save
 from carp_plugin.data.loaders import evaluation_transform, say_bad_images
 from carp_plugin.data.remarks import say_remarks
 from carp_plugin.errors import UserError
-from carp_plugin.evaluation.knn import FEW, KnnResult, classify, doubt_on_top5
 from carp_plugin.evaluation.offline import Prepared, machine_of_evaluation, prepare
+from carp_plugin.evaluation.protocols.knn import FEW, KnnResult, classify, doubt_on_top5
 from carp_plugin.evaluation.search import search
 from carp_plugin.evaluation.store import Features, describe, stream
 from carp_plugin.settings.offline import Knn
 from carp_plugin.terminal import say
-from carp_plugin.training.callbacks.history import write_json
 from carp_plugin.training.report import provenance
 from carp_plugin.training.state import file_sha256
 
@@ -74,9 +73,7 @@ def knn(flags: Knn) -> Dict[str, Any]:
             )
     summary = _summary(run, flags, results, bank_images)
     summary["remarks"] = [*run.remarks, *said]
-    print(json.dumps(summary))
-    if flags.json_file:
-        _write(Path(flags.json_file), summary)
+    save(summary, run.pretrained.path, "knn", flags.json_file)
     return summary
 
 
@@ -120,8 +117,7 @@ def _check_flags(flags: Knn) -> None:
             "--distance_function euclidean is not offered: the protocol (appendix C.3) compares unit rows by their "
             "cosine, and on those the Euclidean distance ranks alike; leave the flag out."
         )
-    if flags.json_file and Path(flags.json_file).is_dir():
-        raise UserError(f"--json {flags.json_file} is a folder; give a file.")
+    check_file(flags.json_file)
     if flags.store and Path(flags.store).exists() and not Path(flags.store).is_dir():
         raise UserError(f"--store {flags.store} is a file; give a folder.")
 
@@ -209,14 +205,3 @@ def _summary(run: Prepared, flags: Knn, results: Results, bank: int) -> Dict[str
         "faiss": faiss.__version__,
         **provenance(machine_of_evaluation(run.device), pretrained.args),
     }
-
-
-def _write(path: Path, content: Dict[str, Any]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, content)
-    except OSError as error:
-        raise UserError(
-            f"--json {path} cannot be written ({error.strerror}); give another file."
-        ) from error
-    say(f"written to {path}")

@@ -25,18 +25,22 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 import numpy as np
 import torch
 
+from carp_plugin.commands.evaluate import remarks_of
 from carp_plugin.commands.linear import linear
 from carp_plugin.commands.pretrain import pretrain
 from carp_plugin.compare.gallery import save
 from carp_plugin.compare.plan import merged
 from carp_plugin.compare.runner import JOB, RESULT
-from carp_plugin.data.loaders import labelled_loaders
+from carp_plugin.data.loaders import evaluation_transform, labelled_loaders
 from carp_plugin.errors import UserError
 from carp_plugin.evaluation.checkpoint import load_pretrained
-from carp_plugin.evaluation.knn import KnnResult, doubt_on_top5, weighted_knn
-from carp_plugin.evaluation.store import stream
+from carp_plugin.evaluation.protocols import PROTOCOLS, besides
+from carp_plugin.evaluation.protocols.knn import KnnResult, doubt_on_top5, weighted_knn
+from carp_plugin.evaluation.shape import Images
 from carp_plugin.settings.linear import read_linear
 from carp_plugin.settings.pretraining import read_pretraining
+from carp_plugin.settings.protocols import Others
+from carp_plugin.settings.reading import read
 from carp_plugin.training.callbacks.history import write_json
 
 _CONSTANT = 1e-5  # spread of features below which all images look alike; that of a random network is above 1e-3
@@ -63,10 +67,10 @@ def work(folder: Path) -> Dict[str, Any]:
     }
     checkpoint = folder / pretrained["checkpoint"]
     accuracy = result["accuracy"]
-    if settings["knn"]:
-        knn = _stage(folder, "knn", lambda: _knn(folder, checkpoint, settings))
+    if settings["knn"] or settings.get("protocols"):
+        knn = _stage(folder, "knn", lambda: _frozen(folder, checkpoint, settings))
         for network, measured in knn["accuracy"].items():
-            accuracy.setdefault(network, {"linear": None})["knn"] = measured
+            accuracy.setdefault(network, {"linear": None}).update(measured)
         result["seconds"]["knn"] = knn["seconds"]
         result["tensors"], result["spread"] = knn["tensors"], knn["spread"]
         result["gallery"] = knn["gallery"]
@@ -141,7 +145,8 @@ def _peak_memory_mb() -> int:
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10))
 
 
-def _knn(folder: Path, checkpoint: Path, settings: Dict[str, Any]) -> Dict[str, Any]:
+def _frozen(folder: Path, checkpoint: Path, settings: Dict[str, Any]) -> Dict[str, Any]:
+    """k-NN and the other protocols on frozen features, which are computed once for all of them."""
     started = time.perf_counter()
     pretrained = load_pretrained(checkpoint)
     print(pretrained.sentence)
@@ -150,26 +155,54 @@ def _knn(folder: Path, checkpoint: Path, settings: Dict[str, Any]) -> Dict[str, 
     if loaders is None:
         raise UserError("there are no labelled images to evaluate on; give data.val_path.")
     device = torch.device("cpu" if trained.accelerator == "cpu" else "cuda")
-    wanted = settings["knn"]
+    wanted = settings["knn"] or {"features": ["backbone"]}
     networks = {
         name: (backbone.to(device), {kind: head.to(device) for kind, head in heads.items()})
         for name, (backbone, heads) in pretrained.parts(wanted["features"]).items()
     }
-    bank, queries = (stream(networks, loader, device) for loader in loaders)
-    accuracy: Dict[str, Any] = {}
+    data = trained.data
+    images = Images(
+        networks=networks,
+        loaders={"train": loaders[0], "val": loaders[1]},
+        device=device,
+        transform=evaluation_transform(data.dataset, data.eval_transform, trained.view),
+        model=pretrained.model,
+        besides=besides(pretrained, settings.get("protocols", ()), networks, device),
+        dtype=torch.float16,
+        seed=settings["pretrain"]["seed"],
+        batch_size=trained.optimizer.batch_size,
+        num_workers=data.num_workers,
+    )
+    accuracy: Dict[str, Any] = {name: {} for name in networks}
     correct: Dict[str, np.ndarray] = {}
     measured: Dict[str, KnnResult] = {}
-    for name, (_, heads) in networks.items():
-        accuracy[name] = {}
-        for kind in heads:
-            key = f"{name}/{kind}"
-            found = weighted_knn(
-                bank[key], queries[key], wanted["k"], wanted["temperature"], device=device
-            )
-            accuracy[name][kind] = found.accuracy
-            measured[f"{name} {kind}"] = found
-            if kind == "backbone":
-                correct.update({f"knn/{name}/{k}": hit for k, hit in found.correct.items()})
+    remarks: List[str] = []
+    for column in images.columns if settings["knn"] else []:
+        name, kind = column.split("/")
+        found = weighted_knn(
+            images.train[column],
+            images.val[column],
+            wanted["k"],
+            wanted["temperature"],
+            device=device,
+        )
+        accuracy[name].setdefault("knn", {})[kind] = found.accuracy
+        measured[f"{name} {kind}"] = found
+        if kind == "backbone":
+            correct.update({f"knn/{name}/{k}": hit for k, hit in found.correct.items()})
+    for protocol, node in settings.get("protocols", {}).items():
+        print(f"== {protocol}", flush=True)
+        told = read(Others, {protocol: node})
+        results = PROTOCOLS[protocol].measure(images, getattr(told, protocol))
+        remarks += remarks_of({protocol: results})
+        for column, result in results.items():
+            name, kind = column.split("/")
+            if kind != "backbone":
+                continue
+            headline = next(iter(result.scores))
+            accuracy[name][protocol] = {"headline": headline, **result.as_dict()}
+            if headline in result.per_image:
+                correct[f"{protocol}/{name}"] = result.per_image[headline]
     _save_correct(folder, correct)
     gallery = None
     val: Any = loaders[1]
@@ -181,9 +214,9 @@ def _knn(folder: Path, checkpoint: Path, settings: Dict[str, Any]) -> Dict[str, 
     doubt = doubt_on_top5(measured)
     return {
         "accuracy": accuracy,
-        "remarks": [doubt] if doubt else [],
+        "remarks": [*([doubt] if doubt else []), *remarks],
         "tensors": pretrained.tensors,
-        "spread": {name: _spread(queries[f"{name}/backbone"].feats) for name in networks},
+        "spread": {name: _spread(images.val[f"{name}/backbone"].feats) for name in networks},
         "gallery": gallery,
         "seconds": round(time.perf_counter() - started, 1),
     }

@@ -38,16 +38,17 @@ class Interval(NamedTuple):
 
 
 def paired_bootstrap(
-    differences: NDArray[np.int8], draws: int, stream: np.random.Generator
+    differences: NDArray[np.float64], draws: int, stream: np.random.Generator
 ) -> Interval:
     """Two-level percentile bootstrap of a mean over seeds and images.
 
     Images with the same differences over the seeds are one kind, and drawing Q images with replacement is drawing how
-    many of each kind there are: one multinomial over at most 3^S kinds instead of Q indices, and the same distribution.
+    many of each kind there are: one multinomial over the kinds (at most 3^S where images are right or wrong) instead of
+    Q indices, and the same distribution.
 
     Args:
-        differences: (S, Q), for each seed and image 1 where only the method is right, -1 where only the reference is,
-            else 0. With S = 1 images alone are resampled.
+        differences: (S, Q), for each seed and image what the method scored less what the reference did: 1, 0 or -1
+            where images are right or wrong. With S = 1 images alone are resampled.
         draws: number of resamples.
         stream: where the draws come from.
 

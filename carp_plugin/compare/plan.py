@@ -213,4 +213,6 @@ def _job(
         "gallery": own["gallery"] if method == "carp" else None,
         "threads": settings.threads,
     }
+    if settings.protocols:
+        decides["protocols"] = {name: own[name] for name in settings.protocols if name != "knn"}
     return Job(label, method, seed, decides, trial)

@@ -15,20 +15,23 @@ from rich.text import Text
 
 from carp_plugin.compare.bootstrap import LEVEL, paired_bootstrap
 from carp_plugin.errors import UserError
+from carp_plugin.evaluation.protocols import PROTOCOLS
 
 Run = Mapping[str, Any]
-Correct = Callable[[Run], Mapping[str, NDArray[np.bool_]]]
+Correct = Callable[[Run], Mapping[str, NDArray[Any]]]
 
+#: Those that have places of their own in a run's accuracy; the others are protocols, by their headlines.
 METRICS = ("knn/student", "knn/teacher", "linear/student", "linear/teacher")
+_OWN = ("knn", "linear", "online_linear")
 _TOLERANCE = 0.02  # percentage points: accuracies may have been rounded to two decimals
 
 
 def accuracy_of(run: Run, metric: str, headline_k: int = 20) -> Optional[float]:
-    """Top-1 accuracy of a run in percent, or None where it was not measured.
+    """Top-1 accuracy of a run in percent, or the headline of another protocol; None where it was not measured.
 
     Args:
         run: an entry of ``results["runs"]``.
-        metric: one of ``METRICS``; "knn/random" and "linear/random" ask for the network before its first step.
+        metric: one of :func:`metrics_of`; "knn/random" and "linear/random" ask for the network before its first step.
         headline_k: neighbours of the k-NN.
     """
     kind, features = metric.split("/")
@@ -37,8 +40,23 @@ def accuracy_of(run: Run, metric: str, headline_k: int = 20) -> Optional[float]:
         return None
     if kind == "linear":
         return float(measured["top1"])
+    if kind != "knn":
+        return float(measured["scores"][measured["headline"]]["value"])
     at_k = (measured.get("backbone") or {}).get(str(headline_k))
     return None if at_k is None else float(at_k[0])
+
+
+def metrics_of(runs: Sequence[Run]) -> List[str]:
+    """k-NN and linear evaluation of student and teacher, then the other protocols that any run was measured by."""
+    measured = (run.get("accuracy") or {} for run in runs)
+    others = [
+        f"{kind}/{network}"
+        for accuracy in measured
+        for network in ("student", "teacher")
+        for kind in accuracy.get(network) or {}
+        if kind not in _OWN
+    ]
+    return [*METRICS, *sorted(dict.fromkeys(others), key=lambda metric: metric.split("/")[0])]
 
 
 def usable(run: Run) -> bool:
@@ -66,8 +84,8 @@ def summarise(
 
     Args:
         runs: ``results["runs"]``. Failed runs are left out and counted; collapsed ones are results and stay.
-        correct: gives a run's boolean vectors (Q,), one value a validation image, under the keys "knn/student/20",
-            "linear/teacher" and so on; without a vector the seed does not count for the difference.
+        correct: gives a run's vectors (Q,), one value a validation image whose mean is the accuracy, under the keys
+            "knn/student/20", "linear/teacher" and so on; without a vector the seed does not count for the difference.
         reference: label that the others are compared with.
         draws: of the bootstrap.
         seed: of the bootstrap; each metric and label has a stream of its own, so that a method more or less leaves
@@ -100,7 +118,7 @@ def summarise(
         },
         "failed": {label: count for label, count in failed.items() if count},
     }
-    for metric in METRICS:
+    for metric in metrics_of(runs):
         measured = _by_label_and_seed(runs, metric, headline_k)
         if not measured:
             continue
@@ -163,7 +181,7 @@ def _difference(
             f"the runs of {ours[seeds[0]]['label']} and {theirs[seeds[0]]['label']} were measured on different "
             "numbers of validation images; evaluate all runs on the same images."
         )
-    differences = np.stack([a.astype(np.int8) - b.astype(np.int8) for a, b in pairs])
+    differences = np.stack([a.astype(np.float64) - b.astype(np.float64) for a, b in pairs])
     return {
         **paired_bootstrap(differences, draws, stream)._asdict(),
         "level": LEVEL,
@@ -172,19 +190,20 @@ def _difference(
     }
 
 
-def _vector(run: Run, correct: Correct, key: str) -> Optional[NDArray[np.bool_]]:
+def _vector(run: Run, correct: Correct, key: str) -> Optional[NDArray[np.float64]]:
     """Which validation images a run got right, checked against the accuracy that it reports; None if not recorded."""
     name = f"{run['label']}, seed {run['seed']}"
     vectors = correct(run)
     if key not in vectors:
         return None
-    vector = np.asarray(vectors[key], dtype=bool)
+    vector = np.asarray(vectors[key])
     if vector.ndim != 1 or not len(vector):
         raise UserError(
             f"the per-image results {key} of {name} have the shape {vector.shape}, expected one value an image; "
             "evaluate this run again."
         )
     kind, features, *k = key.split("/")
+    vector = vector.astype(np.float64)
     reported = accuracy_of(run, f"{kind}/{features}", int(k[0]) if k else 0)
     counted = 100 * float(vector.mean())
     if reported is None or abs(counted - reported) > _TOLERANCE:
@@ -246,7 +265,17 @@ def doubts_of(runs: Sequence[Run]) -> List[str]:
 def metric_name(metric: str, headline_k: int) -> str:
     """A metric as people read it: "k-NN (k = 20), student"."""
     kind, features = metric.split("/")
-    return f"{f'k-NN (k = {headline_k})' if kind == 'knn' else 'linear'}, {features}"
+    if kind == "linear":
+        return f"linear, {features}"
+    title = PROTOCOLS[kind].title if kind in PROTOCOLS else kind
+    headline = (
+        f"k = {headline_k}"
+        if kind == "knn"
+        else PROTOCOLS[kind].headline
+        if kind in PROTOCOLS
+        else ""
+    )
+    return f"{title}{f' ({headline})' if headline else ''}, {features}"
 
 
 def random_level(runs: Sequence[Run], metric: str, headline_k: int) -> Optional[float]:
@@ -262,7 +291,9 @@ def explanation(summary: Mapping[str, Any]) -> str:
     rows = [row for metric in summary["metrics"] for row in summary[metric].values()]
     shared = [len(row["difference"]["seeds"]) for row in rows if row["difference"]]
     several = any(row["n"] > 1 for row in rows)
-    text = "Top-1 accuracy on the validation images in %" + (
+    others = any(metric.split("/")[0] not in ("knn", "linear") for metric in summary["metrics"])
+    what = "Top-1 accuracy, or what a protocol names," if others else "Top-1 accuracy"
+    text = f"{what} on the validation images in %" + (
         ", mean ± standard deviation over seeds" if several else ", of one seed"
     )
     if shared:

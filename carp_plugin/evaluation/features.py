@@ -9,7 +9,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
-from carp_plugin.evaluation.knn import weighted_knn
+from carp_plugin.evaluation.protocols.knn import weighted_knn
 from carp_plugin.evaluation.store import Features, extract
 
 

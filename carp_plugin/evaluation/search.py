@@ -117,7 +117,7 @@ def nearest(
         rows = rows.to(device) if on_card else rows
         parts = []
         for at in range(0, len(queries), _QUERIES):
-            block = _unit(queries[at : at + _QUERIES])
+            block = unit_rows(queries[at : at + _QUERIES])
             some = (_torch_top if on_card else _faiss_top)(rows, block, min(k, len(rows)))
             done = Neighbours(*(array[at : at + _QUERIES] for array in best))
             parts.append(_merged(done, Neighbours(some.similarities, some.indices + start), k))
@@ -166,14 +166,14 @@ def _approximate(bank: torch.Tensor, queries: torch.Tensor, k: int, kind: str) -
         index.nprobe = max(8, lists // 16)
         index.cp.min_points_per_centroid = 1  # a bank of fewer rows is searched all the same
         picked = torch.linspace(0, N - 1, min(N, 64 * lists)).long().unique()
-        index.train(_unit(bank[picked]).numpy())
+        index.train(unit_rows(bank[picked]).numpy())
     else:
         index = faiss.IndexHNSWSQ(dim, half, 32, faiss.METRIC_INNER_PRODUCT)  # type: ignore[arg-type]
         index.hnsw.efSearch = max(128, 2 * k)
-        index.train(_unit(bank[:1]).numpy())
+        index.train(unit_rows(bank[:1]).numpy())
     for _, rows in _chunks(bank, max(1, _CHUNK_VALUES // dim), "building the index"):
         index.add(rows.numpy())
-    parts = [index.search(_unit(block).numpy(), k) for block in queries.split(_QUERIES)]
+    parts = [index.search(unit_rows(block).numpy(), k) for block in queries.split(_QUERIES)]
     similarities, indices = (np.concatenate(arrays) for arrays in zip(*parts))
     similarities[indices < 0] = -np.inf
     return Neighbours(similarities, indices)
@@ -189,11 +189,15 @@ def _chunks(bank: torch.Tensor, size: int, title: str) -> Iterator[Tuple[int, to
     starts = range(0, len(bank), size)
     shown = title and sys.stdout.isatty() and len(starts) > 1
     for start in track(starts, description=title, disable=not shown, transient=True):
-        yield start, _unit(bank[start : start + size])
+        yield start, unit_rows(bank[start : start + size])
 
 
-def _unit(rows: torch.Tensor) -> torch.Tensor:
-    """Rows in float32 on the CPU, brought to unit length; a copy, and the only one."""
+def unit_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Rows (N, F) in float32 on the CPU, brought to unit length; a copy, and the only one.
+
+    Raises:
+        UserError: rows that are not finite.
+    """
     rows = rows.to(device="cpu", dtype=torch.float32, copy=True)
     lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     rows.div_(lengths.clamp_min(1e-12))  # as F.normalize, in place

@@ -8,14 +8,12 @@ from pydantic import model_validator
 
 from carp_plugin.errors import UserError
 from carp_plugin.settings.kinds import (
-    Count,
     FileName,
     Free,
     Index,
     Int,
     Part,
     PathText,
-    Positive,
     Seed,
     Switch,
     Text,
@@ -24,14 +22,13 @@ from carp_plugin.settings.mistakes import unknown
 from carp_plugin.settings.model import Settings, key, rule
 from carp_plugin.settings.parts import FeatureKind
 from carp_plugin.settings.pretraining import CarpPretraining
+from carp_plugin.settings.protocols import Neighbours, Others, Protocol
 from carp_plugin.settings.reading import read
 
 
-class KnnProtocol(Settings):
+class KnnProtocol(Neighbours):
     """k-NN, appendix C.3 of the paper."""
 
-    k: Tuple[Count, ...] = key((10, 20, 100, 200), "numbers of neighbours", min_length=1)
-    temperature: Positive = key(0.07, "tau of the votes")
     features: Tuple[FeatureKind, ...] = key(("backbone", "projector"), "features", min_length=1)
 
     @model_validator(mode="after")
@@ -58,7 +55,7 @@ class Holdout(Settings):
     seed: Index = key(..., "another seed holds out other images")
 
 
-class Comparison(Settings):
+class Comparison(Others):
     """Methods side by side. Whatever else the configuration holds are keys of pretraining."""
 
     name: FileName = key(..., "of the comparison")
@@ -72,6 +69,9 @@ class Comparison(Settings):
     threads: Optional[Int] = key(None, "of each run; null: torch's choice", ge=1, le=512)
     keep_checkpoints: Switch = key(True, "keep them when a run is evaluated")
     knn: Optional[KnnProtocol] = key(KnnProtocol(), "k-NN; null: none")
+    protocols: Tuple[Protocol, ...] = key(
+        (), "besides k-NN, on the same frozen features; each has a node of its name"
+    )
     linear: Optional[Free] = key(None, "keys of a linear evaluation; null: none")
     gallery: Optional[Gallery] = key(Gallery(), "prototypes; null: none")
     holdout: Optional[Holdout] = key(None, "training images held out, for a search")
@@ -85,6 +85,20 @@ class Comparison(Settings):
             given: List[Any] = list(getattr(self, name))
             if len(set(given)) < len(given):
                 raise rule(f"{name}={given} names one of them twice.")
+        return self
+
+    @model_validator(mode="after")
+    def _images_are_given(self) -> Comparison:
+        if "landmarks" in self.protocols and None in (
+            self.landmarks.ground_truth,
+            self.landmarks.images,
+        ):
+            raise rule(
+                "protocols=[landmarks] needs landmarks.ground_truth=FILE, such as gnd_roxford5k.pkl, and "
+                "landmarks.images=FOLDER, that of its images."
+            )
+        if "voc07" in self.protocols and self.voc07.root is None:
+            raise rule("protocols=[voc07] needs voc07.root=FOLDER, that holds VOCdevkit/VOC2007.")
         return self
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from carp_plugin.errors import UserError, did_you_mean
 from carp_plugin.settings import kinds
 from carp_plugin.settings.mistakes import sentence
-from carp_plugin.settings.model import Model, Settings
+from carp_plugin.settings.model import Model, Settings, walk
 
 #: Keys whose flag has another name: a model has a method called json.
 _FLAGS = {"json_file": "json"}
@@ -26,7 +26,7 @@ class Parser(argparse.ArgumentParser):
         Raises:
             UserError: always; near misses of a flag that is not known.
         """
-        unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
+        unknown = re.match(r"unrecognized arguments: (--[\w.-]+)", message)
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
             near = did_you_mean(unknown.group(1), flags).partition("; choose from")[0]
@@ -50,13 +50,24 @@ def parser(model: Type[Settings], prog: str, about: str) -> Parser:
         about: what it does.
     """
     made = Parser(prog=prog, allow_abbrev=False, description=about)
-    for key, field in model.model_fields.items():
+    for key, field, _ in walk(model):
+        if kinds.node(field.annotation) is not None:
+            continue
         items = kinds.item(field.annotation)
         one = field.annotation if items is None else items
         default = None if field.is_required() else field.get_default()
         words = field.description or ""
         if default is not None:
             words += f" ({kinds.shown(default).strip('[]').replace(',', '')})"
+        if kinds.inner(one) is bool:
+            made.add_argument(
+                flag(key),
+                dest=key,
+                default=argparse.SUPPRESS,
+                action=argparse.BooleanOptionalAction,
+                help=words.replace("%", "%%"),
+            )
+            continue
         made.add_argument(
             flag(key),
             dest=key,
@@ -65,7 +76,7 @@ def parser(model: Type[Settings], prog: str, about: str) -> Parser:
             nargs=None if items is None else "+",
             type={int: int, float: float}.get(kinds.inner(one), str),
             choices=kinds.choices(one) or None,
-            metavar=None if kinds.choices(one) else key.rpartition("_")[2].upper(),
+            metavar=None if kinds.choices(one) else re.split(r"[._]", key)[-1].upper(),
             help=words.replace("%", "%%"),
         )
     return made
@@ -83,7 +94,14 @@ def read_flags(model: Type[Model], arguments: Sequence[str], prog: str, about: s
     Raises:
         UserError: the first mistake, in the words of the flags.
     """
-    given: Dict[str, Any] = vars(parser(model, prog, about).parse_args(list(arguments)))
+    typed = vars(parser(model, prog, about).parse_args(list(arguments)))
+    given: Dict[str, Any] = {}
+    for key, value in typed.items():
+        *nodes, leaf = key.split(".")
+        node = given
+        for name in nodes:
+            node = node.setdefault(name, {})
+        node[leaf] = value
     try:
         return model.model_validate(given)
     except ValidationError as error:

@@ -20,6 +20,7 @@ from carp_plugin.settings.model import extra_of, walk
 from carp_plugin.settings.offline import Knn, Umap
 from carp_plugin.settings.parts import HostMethodKwargs
 from carp_plugin.settings.pretraining import CarpPretraining
+from carp_plugin.settings.protocols import Evaluate
 from carp_plugin.settings.trainer import Run, Trainer
 
 
@@ -127,6 +128,8 @@ def _sections() -> List[Section]:
                 list(rows(Comparison))),
         Section("k-NN", "Flags of `main_knn.py`, as `--k 20 200`.", [
             row._replace(key=row.key.replace("json_file", "json")) for row in rows(Knn)]),
+        Section("Protocols on frozen features", "Flags of `main_evaluate.py`, as `--protocols knn --knn.k 20`.", [
+            row._replace(key=row.key.replace("json_file", "json")) for row in rows(Evaluate)]),
         Section("UMAP", "Flags of `main_umap.py`.", list(rows(Umap))),
     ]  # fmt: skip
 

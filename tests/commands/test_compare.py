@@ -92,7 +92,7 @@ def whole(images):
         "scheduler": {"name": "warmup_cosine", "warmup_epochs": 0, "min_lr": 0.0},
         "max_epochs": 2,
     }
-    cfg = comparison(images, linear=linear)
+    cfg = comparison(images, linear=linear, protocols=["logistic"], logistic__C=[1.0])
     cfg.linear = linear
     return cfg
 
@@ -124,6 +124,10 @@ def test_accuracies_are_the_mean_of_the_images_they_are_of(unbroken):
         with np.load(folder / run["correct"]) as correct:
             for k, (top1, _) in run["accuracy"]["student"]["knn"]["backbone"].items():
                 assert correct[f"knn/student/{k}"].mean() * 100 == pytest.approx(top1)
+            logistic = run["accuracy"]["student"]["logistic"]
+            assert logistic["C"] == 1.0 and logistic["headline"] == "top1"
+            top1 = logistic["scores"]["top1"]["value"]
+            assert correct["logistic/student"].mean() * 100 == pytest.approx(top1)
             linear = run["accuracy"]["student"]["linear"]["top1"]
             assert correct["linear/student"].mean() * 100 == pytest.approx(linear, abs=1e-3)
 
@@ -133,6 +137,8 @@ def test_page_table_and_gallery_stand(unbroken):
     page = (folder / "index.html").read_text()
     assert "simsiam" in page and "data:image/png;base64" in page and "<svg" in page
     assert "| carp |" in (folder / "table.md").read_text()
+    assert "logistic regression, student" in (folder / "table.md").read_text()
+    assert "logistic regression, student" in page
     assert (folder / results["runs"][0]["gallery"]).is_file() and results["runs"][1][
         "gallery"
     ] is None

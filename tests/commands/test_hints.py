@@ -9,11 +9,10 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 import carp_plugin
-from carp_plugin.commands.entries import COMPARE, LINEAR, PRETRAIN
+from carp_plugin.commands.entries import CONFIGURED, FLAGGED
 from carp_plugin.commands.pretrain import pretrain
 from carp_plugin.settings.flags import flag
-from carp_plugin.settings.model import field_at
-from carp_plugin.settings.offline import Knn, Umap
+from carp_plugin.settings.model import field_at, walk
 from tests.commands.test_pretrain import MISTAKES, interrupted_at
 from tests.helpers import image_folder, small_settings
 from tests.launching import write_config
@@ -65,7 +64,7 @@ def sentences_of(path):
 
 
 def is_key(key):
-    return any(field_at(command.settings(), key) for command in (PRETRAIN, LINEAR, COMPARE))
+    return any(field_at(command.settings(), key) for command in CONFIGURED)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +78,7 @@ def test_every_setting_that_a_sentence_names_is_a_key(path):
 
 
 def test_every_flag_that_a_sentence_names_is_a_flag():
-    known = {flag(key) for model in (Knn, Umap) for key in model.model_fields}
+    known = {flag(key) for command in FLAGGED for key, _, _ in walk(command.settings())}
     hydra = {
         "--config-name",
         "--config-path",
@@ -99,7 +98,9 @@ def test_every_flag_that_a_sentence_names_is_a_flag():
     }
     for path in PACKAGE.rglob("*.py"):
         for text in sentences_of(path):
-            for named in re.findall(r"(?<![\w-])--[a-z][\w-]+", text) if " " in text else []:
+            for named in (
+                re.findall(r"(?<![\w-])--[a-z](?:[\w-]|\.\w)+", text) if " " in text else []
+            ):
                 assert named in known | hydra | slurm, f"{named} in {text!r}"
 
 

@@ -16,8 +16,8 @@ from carp_plugin.data.loaders import labelled_loaders
 from carp_plugin.errors import UserError
 from carp_plugin.evaluation.checkpoint import load_pretrained
 from carp_plugin.evaluation.features import extract
-from carp_plugin.evaluation.knn import weighted_knn
 from carp_plugin.evaluation.offline import with_flags
+from carp_plugin.evaluation.protocols.knn import weighted_knn
 from carp_plugin.host import HOST, WeightedKNNClassifier
 from tests.helpers import image_folder, small_settings
 from tests.run_cli import run_cli
@@ -66,8 +66,9 @@ def test_every_network_of_a_method_is_evaluated(method, run_of, capsys, monkeypa
     assert re.search(rf"(\d+) of \1 tensors loaded from \S+ep=0.ckpt \({method}, epoch 0\)", out)
     if method == "swav":
         assert "left out: queue" in out
-    (line,) = [line for line in out.splitlines() if line.startswith("{")]
-    found = json.loads(line)
+    (said,) = [line for line in out.splitlines() if line.startswith("written to ")]
+    found = json.loads((run_of(method) / "knn.json").read_text())
+    assert "{" not in out and str(run_of(method) / "knn.json") in said
     columns = [(n, f) for n in NETWORKS[method] for f in ("backbone", "projector")]
     assert [(r["network"], r["features"], r["k"]) for r in found["results"]] == [
         (*column, k) for column in columns for k in (5, 20)

@@ -9,7 +9,14 @@ import pytest
 from rich.console import Console
 
 from carp_plugin.compare.bootstrap import half_width, paired_bootstrap
-from carp_plugin.compare.statistics import accuracy_of, lines_of, markdown, summarise, table
+from carp_plugin.compare.statistics import (
+    accuracy_of,
+    explanation,
+    lines_of,
+    markdown,
+    summarise,
+    table,
+)
 from carp_plugin.errors import UserError
 from tests.compare.made import correct_of, failed_run, made_results, made_run
 
@@ -235,6 +242,38 @@ def test_vectors_that_do_not_fit_are_refused(spoil, says):
     vectors = {("carp", 0): correct(results["runs"][0]), ("byol", 0): byol}
     with pytest.raises(UserError, match=says):
         summarise(results["runs"], correct_of(vectors), draws=10)
+
+
+def test_other_protocols_are_metrics_by_their_headlines():
+    """Means over images have intervals, as accuracies do; what is no mean over images has a spread over seeds."""
+    results, correct = made_results()
+    aps = {}
+    for run in results["runs"]:
+        if run["status"] == "failed":
+            continue
+        stream = np.random.default_rng(run["seed"] + 10 * (run["label"] == "carp"))
+        ap = aps[run["label"], run["seed"]] = stream.random(50)
+        student = run["accuracy"]["student"]
+        student["retrieval"] = {"headline": "mAP", "scores": {"mAP": {"value": 100 * ap.mean()}}}
+        student["clustering"] = {"headline": "NMI", "scores": {"NMI": {"value": 7.0 + run["seed"]}}}
+
+    def both(run):
+        found = dict(correct(run))
+        if (run["label"], run["seed"]) in aps:
+            found["retrieval/student"] = aps[run["label"], run["seed"]]
+        return found
+
+    summary = summarise(results["runs"], both, draws=500)
+    assert summary["metrics"][-2:] == ["clustering/student", "retrieval/student"]
+    other = next(label for label in summary["retrieval/student"] if label != "carp")
+    row = summary["retrieval/student"][other]
+    seeds = row["difference"]["seeds"]
+    expected = 100 * np.mean([aps[other, s] - aps["carp", s] for s in seeds])
+    assert row["difference"]["mean"] == pytest.approx(expected)
+    assert row["difference"]["low"] < expected < row["difference"]["high"]
+    clustering = summary["clustering/student"][other]
+    assert clustering["difference"] is None and clustering["sd"] > 0
+    assert "what a protocol names" in explanation(summary)
 
 
 def test_headline_k_picks_the_accuracy():

@@ -16,11 +16,12 @@ from carp_plugin.settings.model import Settings, defaults_of, field_at, free_key
 from carp_plugin.settings.offline import Knn, Umap
 from carp_plugin.settings.parts import CarpKwargs, HostMethodKwargs, Optimizer, OptimizerKwargs
 from carp_plugin.settings.pretraining import CarpPretraining, Pretraining
+from carp_plugin.settings.protocols import Evaluate
 from carp_plugin.settings.trainer import NOT_FROM_A_FILE, Trainer
 from carp_plugin.training.devices import machine_of
 from tests.helpers import image_folder, small_settings
 
-MODELS = [CarpPretraining, Pretraining, Linear, Comparison, Knn, Umap]
+MODELS = [CarpPretraining, Pretraining, Linear, Comparison, Knn, Umap, Evaluate]
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)

@@ -2,11 +2,12 @@
 
 import pytest
 
+from carp_plugin.commands.entries import FLAGGED
 from carp_plugin.settings.comparison import Comparison
 from carp_plugin.settings.flags import flag
+from carp_plugin.settings.kinds import node
 from carp_plugin.settings.linear import Linear
 from carp_plugin.settings.model import walk
-from carp_plugin.settings.offline import Knn, Umap
 from carp_plugin.settings.parts import HostMethodKwargs
 from carp_plugin.settings.pretraining import CarpPretraining
 from trials.fuzz import fuzz, judge
@@ -33,9 +34,10 @@ def test_the_fuzz_knows_every_key():
     for script, model in (("main_linear.py", Linear), ("main_compare.py", Comparison)):
         own = {key for keys in OTHERS[script].values() for key in keys}
         assert leaves_and_nodes(model) - pretraining - {"data.train_transform"} <= own | {"name"}
-    for script, model in (("main_knn.py", Knn), ("main_umap.py", Umap)):
-        flags = {flag(key)[2:] for key in model.model_fields}
-        assert flags == {key for keys in OTHERS[script].values() for key in keys}
+    for command in FLAGGED:
+        leaves = (key for key, field, _ in walk(command.settings()) if not node(field.annotation))
+        known = {key for keys in OTHERS[command.script].values() for key in keys}
+        assert {flag(key)[2:] for key in leaves} == known
 
 
 REFUSED = {"code": 2, "out": "", "err": "error: because.\n"}

@@ -8,7 +8,7 @@ import torch
 
 from carp_plugin.errors import UserError
 from carp_plugin.evaluation import search as searching
-from carp_plugin.evaluation.knn import classify, doubt_on_top5, weighted_knn
+from carp_plugin.evaluation.protocols.knn import classify, doubt_on_top5, weighted_knn
 from carp_plugin.evaluation.search import Found, Neighbours, nearest, search
 from carp_plugin.evaluation.store import Features
 from carp_plugin.host import WeightedKNNClassifier

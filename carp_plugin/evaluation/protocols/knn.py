@@ -12,13 +12,71 @@ from typing import Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence
 import numpy as np
 import torch
 
+from carp_plugin.errors import UserError
 from carp_plugin.evaluation.search import Found, Neighbours, search
+from carp_plugin.evaluation.shape import Images, Result
 from carp_plugin.evaluation.store import Features
+from carp_plugin.settings.protocols import Neighbours as Votes
 
 _VOTES = 2**20  # float64 scores held at once: 8 MB
 
 #: Classes among which the first five are no feat.
 FEW = 5
+
+
+#: Classes among which the first five are no feat.
+FEW = 5
+
+
+def measure(images: Images, settings: Votes) -> Dict[str, Result]:
+    """Accuracies of every column, for every default k that the training images suffice for.
+
+    Args:
+        images: labelled.
+        settings: of the protocol.
+
+    Raises:
+        UserError: a k that was given is larger than the bank.
+    """
+
+    def of_column(column: str) -> Result:
+        train, val = images.train[column], images.val[column]
+        kinds = fitting(settings.k, len(train.feats))
+        if "k" in settings.model_fields_set and set(kinds) != set(settings.k):
+            raise UserError(
+                f"--knn.k {max(settings.k)} is larger than the bank of {len(train.feats)} training images; give "
+                "smaller ones."
+            )
+        found = weighted_knn(train, val, kinds, settings.temperature, device=images.device)
+        doubt = doubt_on_top5({column.replace("/", " "): found})
+        return as_result(found, [k for k in settings.k if k not in kinds], doubt)
+
+    return {column: of_column(column) for column in images.columns}
+
+
+def fitting(k: Sequence[int], bank: int) -> List[int]:
+    """The numbers of neighbours that a bank has; all of it where it has none of them."""
+    return [some for some in k if some <= bank] or [bank]
+
+
+def as_result(
+    found: KnnResult, left_out: Sequence[int] = (), doubt: Optional[str] = None
+) -> Result:
+    """In the shape of every protocol; the headline is k = 20, which the paper found best, or the first k.
+
+    Args:
+        found: for every k.
+        left_out: default k that are larger than the bank.
+        doubt: of :func:`doubt_on_top5`.
+    """
+    kinds = sorted(found.top1, key=lambda k: k != 20)
+    scores = {f"top1 (k = {k})": found.top1[k] for k in kinds}
+    if found.classes > FEW:
+        scores.update({f"top5 (k = {k})": found.top5[k] for k in kinds})
+    per_image = {f"top1 (k = {k})": found.correct[k] for k in kinds}
+    listed = ", ".join(map(str, left_out))
+    said = [f"k = {listed} left out: there are not so many training images."] if left_out else []
+    return Result(scores, per_image, {"k": kinds}, tuple(said + ([doubt] if doubt else [])))
 
 
 @dataclass(frozen=True)

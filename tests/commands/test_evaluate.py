@@ -1,0 +1,126 @@
+"""`python main_evaluate.py`: a checkpoint to the table and the file, features once, and what mistakes earn."""
+
+import json
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+
+from carp_plugin.commands.entries import EVALUATE, KNN
+from carp_plugin.commands.evaluate import evaluate
+from carp_plugin.commands.knn import knn
+from carp_plugin.commands.pretrain import pretrain
+from carp_plugin.evaluation.protocols import PROTOCOLS
+from carp_plugin.host import HOST
+from tests.helpers import image_folder, small_settings, write_image
+from tests.run_cli import run_cli
+
+LABELLED = [name for name, protocol in PROTOCOLS.items() if protocol.labelled]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a pretraining of one epoch."""
+    images = image_folder(tmp_path_factory.mktemp("images"))
+    folder = tmp_path_factory.mktemp("carp")
+    off = {"evaluation": {"enabled": False}, "checkpoint__dir": str(folder)}
+    return Path(pretrain(small_settings(images, "carp", max_epochs=1, **off))["checkpoint"]).parent
+
+
+def flags(run, *more):
+    return EVALUATE.read(["--pretrained_checkpoint_dir", str(run), *more])
+
+
+def test_all_protocols_share_one_pass_over_the_images(run, capsys, monkeypatch, tmp_path):
+    file = tmp_path / "made" / "all.json"
+    arguments = ["--pretrained_checkpoint_dir", str(run), "--protocols", *LABELLED]
+    code, out, err = run_cli(
+        capsys, monkeypatch, "main_evaluate.py", [*arguments, "--json", str(file)]
+    )
+    assert code == 0, err
+    found = json.loads(file.read_text())
+    assert found["passes"] == {"train": 1, "val": 1, "copies": 1}
+    assert list(found["protocols"]) == LABELLED and found["host"] == HOST.as_dict()
+    for name in LABELLED:
+        assert PROTOCOLS[name].title in out
+        results = found["protocols"][name]["results"]
+        assert {"student/backbone", "teacher/backbone"} <= set(results)
+        for result in results.values():
+            for score in result["scores"].values():
+                low, high = score["interval"] or (score["value"], score["value"])
+                assert -100 <= low <= score["value"] <= high <= 100
+    assert re.search(r"written to \S*evaluation.json and \S*all.json", " ".join(out.split()))
+
+
+def test_its_knn_is_that_of_main_knn(run):
+    arguments = ["--pretrained_checkpoint_dir", str(run), "--feature_dtype", "float32"]
+    theirs = knn(KNN.read([*arguments, "--k", "5", "20", "--feature_type", "backbone"]))["results"]
+    found = evaluate(flags(run, "--protocols", "knn", "--knn.k", "5", "20"))
+    ours = found["protocols"]["knn"]["results"]
+    assert theirs
+    for result in theirs:
+        scores = ours[f"{result['network']}/backbone"]["scores"]
+        assert scores[f"top1 (k = {result['k']})"]["value"] == result["top1"]
+
+
+def test_an_earlier_result_is_left_alone(run):
+    first = evaluate(flags(run, "--protocols", "knn", "--knn.k", "3"))
+    names = {path.name for path in run.glob("evaluation*.json")}
+    kept = {name: (run / name).read_text() for name in names}
+    evaluate(flags(run, "--protocols", "knn", "--knn.k", "4"))
+    assert len(list(run.glob("evaluation*.json"))) == len(names) + 1
+    assert all((run / name).read_text() == text for name, text in kept.items())
+    assert first["protocols"]["knn"]["settings"]["k"] == [3]
+
+
+def test_prototypes_are_scored_without_a_column_of_the_projector(run):
+    found = evaluate(flags(run, "--protocols", "clustering", "--clustering.starts", "2"))
+    results = found["protocols"]["clustering"]["results"]
+    assert list(results) == ["student/backbone", "teacher/backbone"]
+    for result in results.values():
+        assert {"AMI (prototypes)", "AMI, blocks (prototypes)"} <= set(result["scores"])
+        assert result["prototypes"]["number"] == 32 and result["prototypes"]["blocks"]["size"] == 8
+    assert found["passes"] == {"val": 1}
+
+
+def test_landmarks_are_read_from_their_files(run, tmp_path):
+    for number, name in enumerate(["a", "b", "c", "q"]):
+        write_image(tmp_path / f"{name}.jpg", number)
+    one = {"bbx": [0, 0, 15, 15], "easy": [0], "hard": [1], "junk": []}
+    truth = {"imlist": ["a", "b", "c"], "qimlist": ["q"], "gnd": [one]}
+    (tmp_path / "gnd.pkl").write_bytes(pickle.dumps(truth))
+    given = ["--landmarks.ground_truth", str(tmp_path / "gnd.pkl")]
+    given += ["--landmarks.images", str(tmp_path), "--networks", "teacher"]
+    for more in ([], ["--landmarks.size", "18"]):
+        found = evaluate(flags(run, "--protocols", "landmarks", *given, *more))
+        scores = found["protocols"]["landmarks"]["results"]["teacher/backbone"]["scores"]
+        assert list(scores)[0] == "mAP (medium)" and 0 < scores["mAP (medium)"]["value"] <= 100
+        assert found["passes"] == {"landmarks": 1, "landmarks, queries": 1}
+
+
+MISTAKES = [
+    (["--protocols", "knnn"], "argument --protocols: invalid choice: 'knnn'"),
+    (["--knn.k", "0"], "--knn.k must be a whole number of at least 1, got 0."),
+    (["--logistic.C", "-1"], "--logistic.C must be a number above 0, got -1"),
+    (["--knn.kk", "3"], "--knn.kk is not a flag of main_evaluate.py; did you mean '--knn.k'?"),
+    (["--protocols", "knn", "--knn.k", "100000"], "--knn.k 100000 is larger than the bank of 24"),
+    (
+        ["--protocols", "landmarks", "--landmarks.images", "."],
+        "--protocols landmarks needs --landmarks.ground_truth FILE, such as gnd_roxford5k.pkl, and",
+    ),
+    (
+        "--protocols landmarks --landmarks.images . --landmarks.ground_truth /dev/null".split(),
+        "the ground truth /dev/null is no pickle that can be read (it is not a file)",
+    ),
+    (["--copies.transformations", "flip"], "--copies.transformations: invalid choice: 'flip'"),
+    (["--clustering.starts", "0"], "--clustering.starts must be a whole number between 1 and 1000"),
+    (["--json", "."], "--json . is a folder; give a file."),
+]
+
+
+@pytest.mark.parametrize("given, said", MISTAKES, ids=[" ".join(given) for given, _ in MISTAKES])
+def test_a_mistake_earns_one_sentence(given, said, run, capsys, monkeypatch):
+    arguments = ["--pretrained_checkpoint_dir", str(run), *given]
+    code, out, err = run_cli(capsys, monkeypatch, "main_evaluate.py", arguments)
+    assert code == 2 and said in err and len(err.strip().splitlines()) == 1, err
