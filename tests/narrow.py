@@ -1,4 +1,4 @@
-"""ResNets of an eighth of their width: most of a small training is otherwise the writing of 45 MB of weights, fourfold."""
+"""ResNets of an eighth of their width: most of a tiny training is otherwise the writing of 45 MB of weights, fourfold."""
 
 from contextlib import contextmanager
 from typing import Iterator
@@ -12,7 +12,7 @@ FRACTION = 8
 
 @contextmanager
 def narrow_resnets() -> Iterator[None]:
-    """While entered, every ResNet that is built is narrow: blocks, strides and names of tensors stay as they are.
+    """While entered, every ResNet that is built has narrow blocks, behind the first convolution as it always is.
 
     Both hosts build their ResNets by torchvision. A ResNet-18 has 0.2 million parameters then, and 64 features.
     """
