@@ -1,4 +1,4 @@
-"""ResNets of an eighth of their width: most of a tiny training is otherwise the writing of 45 MB of weights, fourfold."""
+"""ResNets of an eighth of their width: most of a tiny training is else the writing of 45 MB of weights, fourfold."""
 
 from contextlib import contextmanager
 from typing import Iterator
