@@ -80,7 +80,6 @@ distclean: clean ## remove the venvs too (needed before another PYTHON is chosen
 	rm -rf .venv .venv-current
 
 # A venv that was never finished is made anew; a finished one is brought up to date when one of these files changed.
-# constraints.txt holds for Python 3.11 and later; an older one takes the newest versions that setup.cfg allows.
 $(VENV)/.complete: setup.cfg setup.py pyproject.toml constraints.txt
 	@"$(PYTHON)" -c "" 2>/dev/null || { \
 	    echo "'$(PYTHON)' does not run here: install Python 3.10 or later, or name one with PYTHON=..." >&2; exit 2; }
@@ -93,9 +92,8 @@ $(VENV)/.complete: setup.cfg setup.py pyproject.toml constraints.txt
 	    echo "Setting up $(VENV): about 135 packages (on Linux, with CUDA libraries and DALI: 3.3 GB to download, 7 GB on disk)." && \
 	    "$(PYTHON)" -m venv --clear $(VENV); \
 	fi
-	@versions=$$($(BIN) -c 'import sys; print("-c constraints.txt" if sys.version_info >= (3, 11) else "")') && \
-	$(PIP) install $$versions wheel "setuptools<81" && \
-	$(PIP) install $$versions --no-build-isolation -e ".[dev,dali,slurm]" || { \
+	@$(PIP) install -c constraints.txt wheel "setuptools<81" && \
+	$(PIP) install -c constraints.txt --no-build-isolation -e ".[dev,dali,slurm]" || { \
 	    echo "The installation did not finish: pip says why above, and what it calls a conflict is most often a package index that" \
 	        "was not reached. Check the network, then run the same make again." >&2; \
 	    exit 1; \

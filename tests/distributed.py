@@ -73,7 +73,7 @@ def run_on_ranks(
         RankError: a rank raised or ended without a result.
         TimeoutError: not all ranks answered in time.
     """
-    context = _fork_server()
+    context = fork_server()
     store = folder / f"store-{world_size}-{time.monotonic_ns()}"
     receivers, processes = [], []
     try:
@@ -101,7 +101,7 @@ def run_on_ranks(
             receiver.close()
 
 
-def _fork_server() -> Any:
+def fork_server() -> Any:
     """A context whose processes are forked from a server that has imported the heavy packages, once for all ranks."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["carp_plugin.host", "lightning.pytorch"])

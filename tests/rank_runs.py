@@ -17,6 +17,7 @@ from carp_plugin.methods import carp
 from carp_plugin.settings.pretraining import Pretraining
 from tests.distributed import Collectives
 from tests.helpers import small_settings
+from tests.narrow import narrow_resnets
 
 
 def under_torchrun(rank: int, world_size: int) -> None:
@@ -41,10 +42,11 @@ def trained(
     under_torchrun(rank, world_size)
     os.chdir(folder)
     several = {"devices": world_size, "strategy": "ddp"}
-    return {
-        name: watched(small_settings(root, **several, name=name, **changes))
-        for name, changes in runs.items()
-    }
+    with narrow_resnets():
+        return {
+            name: watched(small_settings(root, **several, name=name, **changes))
+            for name, changes in runs.items()
+        }
 
 
 def watched(settings: Pretraining) -> Dict[str, Any]:

@@ -23,6 +23,8 @@ from benchmarks.training import (
 from tests.helpers import METHOD_KWARGS
 from tests.run_cli import run_cli
 
+FULL_WIDTH = True  # of ResNets: tests/conftest.py
+
 METHODS = ("carp", "byol", "swav", "barlow_twins")
 LARS = {"clip_lr": True, "eta": 0.02, "exclude_bias_n_norm": True}
 

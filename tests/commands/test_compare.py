@@ -178,8 +178,10 @@ def test_killed_three_times_it_ends_with_the_same_numbers(images, unbroken, tmp_
     chance = random.Random(0)
     for _ in range(3):
         process = started(configs, "jobs=2", f"dir={folder}")
+        while not workers(folder) and process.poll() is None:
+            time.sleep(0.2)
         try:
-            output = process.communicate(timeout=chance.uniform(15, 40))[0]
+            output = process.communicate(timeout=chance.uniform(4, 20))[0]
             assert process.returncode == 0, output  # it was faster than the kill
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)

@@ -99,7 +99,8 @@ def test_grey_and_colour_photographs_load_as_rgb(root):
     modes = {}
     for name in (GREY, COLOUR):
         path, label = next(s for s in train.samples if s[1] == train.class_to_idx[name])
-        modes[name] = Image.open(path).mode
+        with Image.open(path) as image:
+            modes[name] = image.mode
         image, target = train[train.samples.index((path, label))]
         pixels = np.asarray(image)
         assert (image.mode, image.size, target) == ("RGB", (photos.TILE,) * 2, label)

@@ -20,6 +20,8 @@ from carp_plugin.training.state import find_checkpoint, read_state_dict
 from tests.helpers import image_folder, small_settings
 from tests.linear_helpers import write_checkpoint
 
+FULL_WIDTH = True  # of ResNets: tests/conftest.py
+
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):

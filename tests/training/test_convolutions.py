@@ -7,6 +7,8 @@ import torchvision
 
 from carp_plugin.training.convolutions import OnePixelConv2d, use_one_pixel_convolutions
 
+FULL_WIDTH = True  # of ResNets: tests/conftest.py
+
 #: kernel, stride, padding, input height and width
 SHAPES = [
     (3, 1, 1, 1, 1),

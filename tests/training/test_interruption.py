@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +19,15 @@ from carp_plugin.commands.pretrain import pretrain
 from carp_plugin.errors import UserError
 from carp_plugin.host import METHODS
 from carp_plugin.training import run as training
-from carp_plugin.training.callbacks.checkpoint import AtomicCheckpointIO, Checkpointer, damage
+from carp_plugin.training.callbacks.checkpoint import (
+    AtomicCheckpointIO,
+    Checkpointer,
+    claim,
+    damage,
+    in_use,
+)
 from carp_plugin.training.callbacks.interrupt import SIGNALS, Stopped
+from tests.distributed import fork_server
 from tests.helpers import image_folder, small_settings, write_image
 
 STEPS = 3  # an epoch: 24 images in batches of 8
@@ -413,26 +419,42 @@ def test_settings_that_change_no_weight_may_differ(run, images, whole, capsys):
     assert len(list(run.glob("*.ckpt"))) == 3
 
 
-def another_process(script, **options):
-    """Python with carp_plugin, running ``script``."""
-    root = str(Path(training.__file__).parents[2])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *sys.path])}
-    script = (
-        "import sys; from pathlib import Path; from carp_plugin.training.callbacks.checkpoint import *\n"
-        + script
-    )
-    command = [sys.executable, "-W", "ignore", "-c", script]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, **options)
+@contextmanager
+def another_process(function, *arguments):
+    """The end of a pipe to a process of its own, which calls the function with the other end first."""
+    context = fork_server()
+    ours, theirs = context.Pipe()
+    process = context.Process(target=function, args=(theirs, *arguments), daemon=True)
+    process.start()
+    theirs.close()  # if the process dies, the pipe says so
+    try:
+        yield ours
+    finally:
+        ours.close()
+        process.join(timeout=60)
+        process.kill()
+
+
+def holds(pipe, folder):
+    """Claims a run's folder until the other side is gone."""
+    kept = claim(folder)
+    pipe.send(kept is not None)
+    try:
+        pipe.recv()
+    except EOFError:
+        pass
+
+
+def says_whether_in_use(pipe, folder):
+    pipe.send(in_use(folder))
 
 
 @contextmanager
 def held(folder):
     """A run's folder, claimed by another process."""
-    script = f"held = claim(Path({str(folder)!r})); print('held', flush=True); sys.stdin.read()"
-    with another_process(script, stdin=subprocess.PIPE) as holder:
-        assert holder.stdout.readline() == "held\n"
+    with another_process(holds, folder) as holder:
+        assert holder.recv()
         yield
-        holder.stdin.close()
 
 
 def test_a_run_that_another_process_trains_is_left_alone(run, images, capsys):
@@ -460,14 +482,14 @@ def test_a_run_holds_its_folder_from_its_first_step(images, monkeypatch):
     class Looks(Callback):
         def on_train_batch_end(self, trainer, *rest):
             (folder,) = Path("trained_models/carp").iterdir()
-            with another_process(f"print(in_use(Path({str(folder)!r})))") as other:
-                found.append(other.stdout.read())
+            with another_process(says_whether_in_use, folder) as other:
+                found.append(other.recv())
             trainer.should_stop = True
 
     callbacks = training.TrainingRun.callbacks
     monkeypatch.setattr(training.TrainingRun, "callbacks", lambda run: [Looks(), *callbacks(run)])
     pretrain(settings_of(images, max_epochs=1, limit_train_batches=1))
-    assert found == ["True\n"]
+    assert found == [True]
 
 
 def test_ranks_that_found_different_checkpoints_all_end():

@@ -157,7 +157,7 @@ def test_a_process_that_was_told_to_stop_is_not_killed_as_the_others_leave(monke
 def test_sigterm_ends_both_ranks_after_a_checkpoint_and_resumed_they_end_as_a_whole_run(
     images, tmp_path
 ):
-    named = write_config(tmp_path / "configs", images, max_epochs=16, auto_resume={"enabled": True})
+    named = write_config(tmp_path / "configs", images, max_epochs=8, auto_resume={"enabled": True})
     command = [sys.executable, "-W", "ignore", TRAIN, *named, *TWO]
     with job(tmp_path, (command, environment())) as started:
         wait_until(lambda: list(tmp_path.rglob("*.ckpt")), 150)
@@ -173,7 +173,7 @@ def test_sigterm_ends_both_ranks_after_a_checkpoint_and_resumed_they_end_as_a_wh
     assert whole.code == 0, whole
     ends = []
     for folder in ("trained_models", "whole"):
-        (path,) = (tmp_path / folder).rglob("*-ep=15.ckpt")
+        (path,) = (tmp_path / folder).rglob("*-ep=7.ckpt")
         content = torch.load(path, weights_only=True)
         ends.append({key: content[key] for key in ("state_dict", "optimizer_states")})
     assert_same(*ends)

@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +16,7 @@ from carp_plugin.partition import partition
 from carp_plugin.training.callbacks.collapse import FEATURE_ROWS, CollapseMonitor, values_of
 from carp_plugin.training.callbacks.history import History
 from tests.helpers import image_folder, small_settings
-from tests.run_cli import ROOT
+from tests.run_cli import run_cli
 
 K, IMAGES, STEPS = 64, 16, 5
 
@@ -328,11 +326,10 @@ def test_a_real_collapse_is_caught_within_two_epochs_and_stopped(images):
 
 
 @pytest.mark.slow
-def test_table_5s_last_column_on_photographs_and_the_same_run_in_small_blocks():
+def test_table_5s_last_column_on_photographs_and_the_same_run_in_small_blocks(capsys, monkeypatch):
     """trials/collapse.py: caught within two epochs, and the other run is left alone."""
-    script = ROOT / "trials" / "collapse.py"
-    command = [sys.executable, "-W", "ignore", str(script), "--json", "c.json"]
-    subprocess.run(command, check=True, timeout=600, stdout=subprocess.DEVNULL)
+    code, out, err = run_cli(capsys, monkeypatch, "trials/collapse.py", ["--json", "c.json"])
+    assert code == 0, out + err
     runs = json.loads(Path("c.json").read_text())["runs"]
     assert 1 in [epoch["train_collapse"] for epoch in runs["one block"]["epochs"]]
     assert runs["one block"]["signs_of_collapse"][0].startswith("constant assignments")
