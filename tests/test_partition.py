@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from carp_plugin import partition as partitions
 from carp_plugin.partition import PARTITIONS, constant_partition, partition, random_partition
 
 K = 256
@@ -122,3 +123,22 @@ def test_a_gpu_receives_the_permutation_of_the_cpu():
 def test_what_does_not_fit_is_said(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_the_hash_is_splitmix64():
+    """The published sequence of the seed 1234567: its n-th number is that of the seed n steps on."""
+    step = 0x9E3779B97F4A7C15
+    published = (6457827717110365317, 3203168211198807973, 9817491932198370423)
+    published += (4593380528125082431, 16408922859458223821)
+    for n, number in enumerate(published):
+        assert partitions._splitmix64((1234567 + n * step) % 2**64) == number
+
+
+@pytest.mark.parametrize("seed, step", [(0, 0), (5, 1000), (-1, 3), (2**64 + 7, 2**40)])
+def test_the_partition_is_the_one_of_its_hash(seed, step):
+    """randperm of the low 32 bits, relabelled by the high ones: what a run of an older version drew is drawn again."""
+    first = partitions._splitmix64(seed % 2**64)
+    mixed = partitions._splitmix64((first + step) % 2**64)
+    drawn = torch.randperm(300, generator=torch.Generator().manual_seed(mixed % 2**32))
+    expected = [(int(index) + mixed // 2**32) % 300 for index in drawn]
+    assert random_partition(seed, step, 300).tolist() == expected
