@@ -12,6 +12,8 @@ from tests.data.built import training_loader
 from tests.helpers import augmentation, image_folder, small_settings
 from tests.methods.test_carp import FakeTrainer
 
+FULL_WIDTH = True  # of ResNets, tests/conftest.py: narrow ones reach the end of half precision's range more often
+
 K, B, D, N = 64, 16, 24, 6
 HALVES = [torch.float16, torch.bfloat16]
 
