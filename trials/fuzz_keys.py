@@ -88,16 +88,16 @@ OTHERS: Dict[str, Dict[str, Sequence[str]]] = {
         "off": ["finetune", "mixup", "cutmix", "label_smoothing", "auto_augment"],
     },
     "main_compare.py": {
-        "path": ["dir", "landmarks.ground_truth", "landmarks.images"],
+        "path": ["dir", "landmarks.ground_truth", "landmarks.images", "voc07.root"],
         "word": ["clustering.images", "copies.distractors"],
         "list": """methods seeds protocols knn.k knn.features logistic.C clustering.k retrieval.ranks
-            copies.transformations""".split(),
+            copies.transformations voc07.C voc07.shots""".split(),
         "whole": """jobs threads gallery.rows gallery.columns holdout.seed
             logistic.max_iterations clustering.starts clustering.iterations landmarks.size
-            copies.images""".split(),
+            copies.images voc07.draws""".split(),
         "switch": ["keep_checkpoints"],
         "number": ["knn.temperature", "holdout.fraction"],
-        "node": """settings knn logistic clustering retrieval landmarks copies linear gallery holdout
+        "node": """settings knn logistic clustering retrieval landmarks copies voc07 linear gallery holdout
             trials""".split(),
     },
     "main_knn.py": {
@@ -110,12 +110,12 @@ OTHERS: Dict[str, Dict[str, Sequence[str]]] = {
     "main_evaluate.py": {
         "flags of whole": """knn.k logistic.max_iterations clustering.k clustering.starts
             clustering.iterations retrieval.ranks landmarks.size copies.images batch_size num_workers
-            seed""".split(),
-        "flags of number": "knn.temperature logistic.C".split(),
+            seed voc07.shots voc07.draws""".split(),
+        "flags of number": "knn.temperature logistic.C voc07.C".split(),
         "flags of word": """protocols feature_type networks dataset data_format feature_dtype device
             clustering.images copies.transformations copies.distractors""".split(),
         "flags of path": """pretrained_checkpoint_dir train_data_path val_data_path json
-            landmarks.ground_truth landmarks.images""".split(),
+            landmarks.ground_truth landmarks.images voc07.root""".split(),
     },
     "main_umap.py": {
         "flags of whole": ["seed", "batch_size", "num_workers"],

@@ -88,7 +88,7 @@ class Comparison(Others):
         return self
 
     @model_validator(mode="after")
-    def _landmarks_are_given(self) -> Comparison:
+    def _images_are_given(self) -> Comparison:
         if "landmarks" in self.protocols and None in (
             self.landmarks.ground_truth,
             self.landmarks.images,
@@ -97,6 +97,8 @@ class Comparison(Others):
                 "protocols=[landmarks] needs landmarks.ground_truth=FILE, such as gnd_roxford5k.pkl, and "
                 "landmarks.images=FOLDER, that of its images."
             )
+        if "voc07" in self.protocols and self.voc07.root is None:
+            raise rule("protocols=[voc07] needs voc07.root=FOLDER, that holds VOCdevkit/VOC2007.")
         return self
 
     @model_validator(mode="after")

@@ -12,7 +12,7 @@ from carp_plugin.settings.offline import Offline
 from carp_plugin.settings.parts import FeatureKind
 
 #: Names of the protocols, and of their nodes.
-Protocol = Literal["knn", "logistic", "clustering", "retrieval", "landmarks", "copies"]
+Protocol = Literal["knn", "logistic", "clustering", "retrieval", "landmarks", "copies", "voc07"]
 
 
 class Neighbours(Settings):
@@ -74,6 +74,19 @@ class CopyDetection(Settings):
     )
 
 
+class Voc07(Settings):
+    """PASCAL VOC 2007 by linear SVMs, table 1 of the paper."""
+
+    root: Optional[PathText] = key(None, "folder that holds VOCdevkit/VOC2007")
+    C: Tuple[Positive, ...] = key(
+        (0.01, 0.1, 1, 10, 100, 1000),
+        "of the SVMs; of several, each class takes the best of a 3-fold cross-validation",
+        min_length=1,
+    )
+    shots: Tuple[Count, ...] = key((1, 2, 4, 8, 16), "images a class of the low-shot protocol")
+    draws: Int = key(5, "of each number of images", ge=1, le=1000)
+
+
 class Others(Settings):
     """The protocols on frozen features besides k-NN, by their names."""
 
@@ -82,6 +95,7 @@ class Others(Settings):
     retrieval: Retrieval = key(Retrieval(), "retrieval of images of a class")
     landmarks: Landmarks = key(Landmarks(), "retrieval of landmarks")
     copies: CopyDetection = key(CopyDetection(), "copy detection")
+    voc07: Voc07 = key(Voc07(), "PASCAL VOC 2007")
 
 
 class Protocols(Others):
@@ -100,7 +114,7 @@ class Evaluate(Protocols, Offline):
     json_file: Optional[PathText] = key(None, "writes the result to this file too")
 
     @model_validator(mode="after")
-    def _landmarks_are_given(self) -> Evaluate:
+    def _images_are_given(self) -> Evaluate:
         if "landmarks" in self.protocols and None in (
             self.landmarks.ground_truth,
             self.landmarks.images,
@@ -109,4 +123,6 @@ class Evaluate(Protocols, Offline):
                 "--protocols landmarks needs --landmarks.ground_truth FILE, such as gnd_roxford5k.pkl, and "
                 "--landmarks.images FOLDER, that of its images."
             )
+        if "voc07" in self.protocols and self.voc07.root is None:
+            raise rule("--protocols voc07 needs --voc07.root FOLDER, that holds VOCdevkit/VOC2007.")
         return self

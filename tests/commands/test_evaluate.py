@@ -104,6 +104,7 @@ MISTAKES = [
     (["--knn.k", "0"], "--knn.k must be a whole number of at least 1, got 0."),
     (["--logistic.C", "-1"], "--logistic.C must be a number above 0, got -1"),
     (["--knn.kk", "3"], "--knn.kk is not a flag of main_evaluate.py; did you mean '--knn.k'?"),
+    (["--protocols", "knn", "--knn.k", "100000"], "--knn.k 100000 is larger than the bank of 24"),
     (
         ["--protocols", "landmarks", "--landmarks.images", "."],
         "--protocols landmarks needs --landmarks.ground_truth FILE, such as gnd_roxford5k.pkl, and",

@@ -8,7 +8,15 @@ import torch
 import torch.nn as nn
 
 from carp_plugin.evaluation.checkpoint import Pretrained
-from carp_plugin.evaluation.protocols import clustering, copies, knn, landmarks, logistic, retrieval
+from carp_plugin.evaluation.protocols import (
+    clustering,
+    copies,
+    knn,
+    landmarks,
+    logistic,
+    retrieval,
+    voc07,
+)
 from carp_plugin.evaluation.shape import Images, Result
 
 
@@ -44,6 +52,7 @@ PROTOCOLS: Dict[str, Protocol] = {
     "retrieval": Protocol("retrieval", retrieval.measure, headline="mAP"),
     "landmarks": Protocol("landmarks", landmarks.measure, labelled=False, headline="mAP, medium"),
     "copies": Protocol("copy detection", copies.measure, headline="recall@1"),
+    "voc07": Protocol("VOC07 SVM", voc07.measure, labelled=False, headline="mAP"),
 }
 
 

@@ -12,6 +12,7 @@ from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 import numpy as np
 import torch
 
+from carp_plugin.errors import UserError
 from carp_plugin.evaluation.search import Found, Neighbours, search
 from carp_plugin.evaluation.shape import Images, Result, by_column
 from carp_plugin.evaluation.store import Features
@@ -25,15 +26,23 @@ FEW = 5
 
 
 def measure(images: Images, settings: Votes) -> Dict[str, Result]:
-    """Accuracies of every column, for every k that the training images suffice for.
+    """Accuracies of every column, for every default k that the training images suffice for.
 
     Args:
         images: labelled.
         settings: of the protocol.
+
+    Raises:
+        UserError: a k that was given is larger than the bank.
     """
 
     def of_column(train: Features, val: Features) -> Result:
         kinds = fitting(settings.k, len(train.feats))
+        if "k" in settings.model_fields_set and set(kinds) != set(settings.k):
+            raise UserError(
+                f"--knn.k {max(settings.k)} is larger than the bank of {len(train.feats)} training images; give "
+                "smaller ones."
+            )
         found = weighted_knn(train, val, kinds, settings.temperature, device=images.device)
         return as_result(found, [k for k in settings.k if k not in kinds])
 
