@@ -88,7 +88,7 @@ def cell(result: Result, measure: str) -> str:
         return "-"
     interval = result.interval(measure)
     half = "" if interval is None else f" ± {(interval[1] - interval[0]) / 2:.2f}"
-    return f"{result.scores[measure]:.2f}{half}"
+    return f"{round(result.scores[measure], 2) + 0.0:.2f}{half}"  # without a sign before zero
 
 
 def remarks_of(results: Results) -> List[str]:

@@ -46,9 +46,10 @@ def _rows(module: nn.Module, dim: int) -> torch.Tensor:
         rows = module(torch.eye(dim, dtype=weight.dtype, device=weight.device)).T
     else:
         rows = module()
-    return rows.float().cpu()
+    return rows.detach().float().cpu()
 
 
+@torch.no_grad()
 def assign(
     z: torch.Tensor,
     prototypes: torch.Tensor,
@@ -69,9 +70,16 @@ def assign(
         (N, P), places within each block from 0 to B - 1; of equal logits the first.
     """
     chosen = prototypes[blocks.flatten()].to(device)
-    few = max(1, _VALUES // len(chosen))
-    parts = []
-    for some in z.split(few):
-        logits = some.float().to(device) @ chosen.T
-        parts.append(logits.unflatten(1, tuple(blocks.shape)).argmax(dim=2).cpu())
-    return torch.cat(parts).numpy()
+    few = min(len(z), max(1, _VALUES // len(chosen)))
+    places = np.empty((len(z), len(blocks)), dtype=np.int64)
+    # one buffer for all: freed and taken again among small arrays, it would leave holes in the memory
+    logits = torch.empty(few, len(chosen), device=device)
+    for at in range(0, len(z), few):
+        some = z[at : at + few].float().to(device)
+        torch.mm(some, chosen.T, out=logits[: len(some)])
+        table = logits[: len(some)].unflatten(1, tuple(blocks.shape))
+        if table.device.type == "cpu":  # numpy's is vectorised, torch's is not
+            places[at : at + few] = table.numpy().argmax(axis=2)
+        else:
+            places[at : at + few] = table.argmax(dim=2).cpu().numpy()
+    return places

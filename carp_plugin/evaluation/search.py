@@ -203,6 +203,6 @@ def unit_rows(rows: torch.Tensor) -> torch.Tensor:
     rows.div_(lengths.clamp_min(1e-12))  # as F.normalize, in place
     if not bool(torch.isfinite(lengths).all()):
         raise UserError(
-            "the features hold values that are not finite, so that they have no neighbours: the network has diverged."
+            "the features hold values that are not finite, which cannot be compared: the network has diverged."
         )
     return rows

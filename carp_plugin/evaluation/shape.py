@@ -49,7 +49,7 @@ class Result:
         values = self.per_image.get(measure)
         if values is None or len(values) < 2:
             return None
-        if values.dtype == bool:
+        if np.isin(values, (0, 1)).all():  # Student's would have no width where all are equal
             found = stats.binomtest(int(values.sum()), len(values)).proportion_ci(LEVEL, "wilson")
             return 100 * float(found.low), 100 * float(found.high)
         half = float(stats.sem(values)) * float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1))

@@ -92,7 +92,8 @@ def whole(images):
         "scheduler": {"name": "warmup_cosine", "warmup_epochs": 0, "min_lr": 0.0},
         "max_epochs": 2,
     }
-    cfg = comparison(images, linear=linear, protocols=["logistic"], logistic__C=[1.0])
+    protocols = ["logistic", "clustering", "retrieval", "copies"]
+    cfg = comparison(images, linear=linear, protocols=protocols, logistic__C=[1.0])
     cfg.linear = linear
     return cfg
 
@@ -128,6 +129,12 @@ def test_accuracies_are_the_mean_of_the_images_they_are_of(unbroken):
             assert logistic["C"] == 1.0 and logistic["headline"] == "top1"
             top1 = logistic["scores"]["top1"]["value"]
             assert correct["logistic/student"].mean() * 100 == pytest.approx(top1)
+            for name in ("clustering", "retrieval", "copies"):
+                found = run["accuracy"]["student"][name]
+                value = found["scores"][found["headline"]]["value"]
+                assert correct[f"{name}/student"].mean() * 100 == pytest.approx(value)
+                prototypes = "AMI, blocks (prototypes)" in found["scores"]
+                assert prototypes == (name == "clustering" and run["method"] == "carp")
             linear = run["accuracy"]["student"]["linear"]["top1"]
             assert correct["linear/student"].mean() * 100 == pytest.approx(linear, abs=1e-3)
 
@@ -138,7 +145,8 @@ def test_page_table_and_gallery_stand(unbroken):
     assert "simsiam" in page and "data:image/png;base64" in page and "<svg" in page
     assert "| carp |" in (folder / "table.md").read_text()
     assert "logistic regression, student" in (folder / "table.md").read_text()
-    assert "logistic regression, student" in page
+    for name in ("logistic regression", "clustering (accuracy)", "retrieval (mAP)"):
+        assert f"{name}, student" in page
     assert (folder / results["runs"][0]["gallery"]).is_file() and results["runs"][1][
         "gallery"
     ] is None

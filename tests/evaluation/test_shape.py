@@ -47,6 +47,8 @@ def test_the_interval_of_an_accuracy_is_wilsons(right, n):
     middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
     assert (low, high) == pytest.approx((100 * max(0, middle - half), 100 * min(1, middle + half)))
+    floats = Result({"top1": 100 * right / n}, {"top1": (np.arange(n) < right).astype(float)})
+    assert floats.interval("top1") == (low, high)
 
 
 def test_the_interval_of_other_means_is_students():

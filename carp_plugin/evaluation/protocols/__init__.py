@@ -46,7 +46,9 @@ class Protocol(NamedTuple):
 PROTOCOLS: Dict[str, Protocol] = {
     "knn": Protocol("k-NN", knn.measure),
     "logistic": Protocol("logistic regression", logistic.measure),
-    "clustering": Protocol("clustering", clustering.measure, besides=clustering.besides),
+    "clustering": Protocol(
+        "clustering", clustering.measure, headline="accuracy", besides=clustering.besides
+    ),
     "retrieval": Protocol("retrieval", retrieval.measure, headline="mAP"),
     "landmarks": Protocol("landmarks", landmarks.measure, labelled=False, headline="mAP, medium"),
     "copies": Protocol("copy detection", copies.measure, headline="recall@1"),

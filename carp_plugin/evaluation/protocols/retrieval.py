@@ -69,7 +69,7 @@ def retrieval(
             found.append(_measures(ties(values, positive), ranks))
     chance = _by_chance(labels[queries], counts, ranks)
     names = ["mAP", *(f"recall@{k}" for k in ranks)]
-    per_image = {name: _plain(np.array(column)) for name, column in zip(names, zip(*found))}
+    per_image = {name: np.array(column) for name, column in zip(names, zip(*found))}
     scores = {name: 100 * float(np.mean(values)) for name, values in per_image.items()}
     remarks = []
     if alone:
@@ -96,8 +96,3 @@ def _by_chance(
         for kind in kinds
     ]
     return [100 * float(np.average(values, weights=queries)) for values in zip(*each)]
-
-
-def _plain(values: NDArray[np.float64]) -> np.ndarray:
-    """Right or wrong, where no image is in between."""
-    return values.astype(bool) if np.isin(values, (0.0, 1.0)).all() else values

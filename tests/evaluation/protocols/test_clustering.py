@@ -25,7 +25,10 @@ from carp_plugin.evaluation.store import Features
 from carp_plugin.methods.carp import Prototypes
 from carp_plugin.partition import random_partition
 from carp_plugin.settings.protocols import Clustering
+from carp_plugin.training.devices import machine_of
+from carp_plugin.training.pretraining import build_model
 from tests.evaluation.test_shape import made_images
+from tests.helpers import image_folder, small_settings
 
 
 def blobs(seed=0, n=120, classes=3, dim=6, spread=0.5):
@@ -173,6 +176,30 @@ def test_prototypes_of_linear_layers_and_of_several_heads_are_read():
     model.prototypes = nn.ModuleList([nn.Linear(5, k, bias=False) for k in (3, 4)])
     assert [len(rows) for rows in prototypes_of(model, "student", 5).values()] == [3, 4]
     assert besides(model) == ("projector",) and besides(nn.Module()) == () and besides(None) == ()
+
+
+@pytest.mark.parametrize("method", ["carp", "swav", "deepclusterv2"])
+def test_prototypes_of_methods_are_those_that_their_logits_come_from(method, tmp_path):
+    settings = small_settings(image_folder(tmp_path), method)
+    model = build_model(settings, machine_of(settings)).eval()
+    model.prototypes.requires_grad_(False)
+    with torch.no_grad():
+        out = model(torch.randn(6, 3, 16, 16))
+    z = out["z"].float()
+    found = prototypes_of(model, "student", z.shape[1])
+    if method == "carp":
+        wanted = [z @ model.prototypes().T]
+    else:
+        wanted = out["p"] if out["p"].dim() == 3 else [out["p"]]
+    assert len(found) == len(wanted) == (2 if method == "deepclusterv2" else 1)
+    for rows, logits in zip(found.values(), wanted):
+        places = assign(F.normalize(z), rows, torch.arange(len(rows))[None])[:, 0]
+        assert np.array_equal(places, logits.argmax(dim=1).numpy())
+    if method == "carp":
+        with torch.no_grad():
+            model.momentum_prototypes.weight.add_(1.0)
+        (teacher,) = prototypes_of(model, "teacher", z.shape[1]).values()
+        assert torch.equal(teacher, model.momentum_prototypes())
 
 
 def test_prototypes_are_scored_in_the_whole_and_within_blocks():

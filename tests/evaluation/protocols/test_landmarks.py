@@ -14,6 +14,7 @@ from carp_plugin.errors import UserError
 from carp_plugin.evaluation.landmarks import Query
 from carp_plugin.evaluation.protocols.landmarks import landmarks, measure
 from carp_plugin.evaluation.shape import Images
+from carp_plugin.settings.comparison import read_comparison
 from carp_plugin.settings.protocols import Landmarks
 from tests.evaluation.test_landmarks import truth
 from tests.helpers import write_image
@@ -174,6 +175,16 @@ def test_a_size_keeps_images_whole_and_parts_in_proportion(folder):
     assert big.shapes[1] == (1, 3, 24, 24)  # nothing is enlarged
     with pytest.raises(UserError, match="does not take images of any shape .*leave landmarks.size"):
         measure(images_of(nn.Sequential(nn.Flatten(), nn.Linear(5, 3))), told(folder, size=12))
+
+
+def test_a_comparison_is_told_what_landmarks_need():
+    given = {"name": "some", "protocols": ["landmarks"]}
+    with pytest.raises(
+        UserError, match=r"^protocols=\[landmarks\] needs landmarks.ground_truth=FILE"
+    ):
+        read_comparison({**given, "landmarks": {"images": "jpg"}})
+    whole = {**given, "landmarks": {"images": "jpg", "ground_truth": "gnd.pkl"}}
+    assert read_comparison(whole).comparison.landmarks.images == "jpg"
 
 
 def test_what_is_missing_or_wrong_earns_one_sentence(folder):
