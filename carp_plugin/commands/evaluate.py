@@ -15,6 +15,7 @@ from carp_plugin.evaluation.protocols import PROTOCOLS, besides
 from carp_plugin.evaluation.shape import Images, Result
 from carp_plugin.settings.protocols import Evaluate
 from carp_plugin.terminal import say
+from carp_plugin.training.memory import peak_memory_mb
 from carp_plugin.training.report import provenance
 from carp_plugin.training.state import file_sha256
 
@@ -37,11 +38,12 @@ def evaluate(flags: Evaluate) -> Dict[str, Any]:
     results: Results = {}
     seconds: Dict[str, float] = {}
     for name in dict.fromkeys(flags.protocols):
-        started = time.perf_counter()
+        started, before = time.perf_counter(), images.seconds
         results[name] = PROTOCOLS[name].measure(images, getattr(flags, name))
-        seconds[name] = round(time.perf_counter() - started, 2)
+        seconds[name] = time.perf_counter() - started - (images.seconds - before)
     say_bad_images(run.train)
     say(table(results, f"{run.pretrained.method}, {len(run.val.dataset)} validation images, %"))  # type: ignore[arg-type]
+    say(costs(images.seconds, seconds))
     for remark in remarks_of(results):
         say(remark, "yellow" if remark.startswith("warning:") else None)
     summary = _summary(run, flags, images, results, seconds)
@@ -82,6 +84,12 @@ def table(results: Results, title: str) -> Table:
     return shown
 
 
+def costs(features: float, seconds: Dict[str, float]) -> str:
+    """What the features and each protocol took."""
+    each = ", ".join(f"{PROTOCOLS[name].title} {spent:.1f} s" for name, spent in seconds.items())
+    return f"features {features:.1f} s, computed once; {each}; peak memory {peak_memory_mb()} MB"
+
+
 def cell(result: Result, measure: str) -> str:
     """A score with half of its interval."""
     if measure not in result.scores:
@@ -120,13 +128,15 @@ def _summary(
             name: {
                 "title": PROTOCOLS[name].title,
                 "settings": getattr(flags, name).model_dump(mode="json"),
-                "seconds": seconds[name],
+                "seconds": round(seconds[name], 2),
                 "results": {column: result.as_dict() for column, result in found.items()},
             }
             for name, found in results.items()
         },
         "remarks": [*run.remarks, *remarks_of(results)],
         "passes": images.passes,
+        "seconds_of_features": round(images.seconds, 2),
+        "peak_memory_mb": peak_memory_mb(),
         "seed": flags.seed,
         "dataset": data.dataset,
         "train_data_path": str(data.train_path),

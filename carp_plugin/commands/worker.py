@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import sys
 import threading
@@ -42,6 +41,7 @@ from carp_plugin.settings.pretraining import read_pretraining
 from carp_plugin.settings.protocols import Others
 from carp_plugin.settings.reading import read
 from carp_plugin.training.callbacks.history import write_json
+from carp_plugin.training.memory import peak_memory_mb
 
 _CONSTANT = 1e-5  # spread of features below which all images look alike; that of a random network is above 1e-3
 CORRECT, GALLERY = "correct.npz", "gallery.npz"
@@ -125,7 +125,7 @@ def _pretrain(folder: Path, settings: Dict[str, Any]) -> Dict[str, Any]:
         "steps": summary["steps"],
         "seconds": {"pretrain": summary["seconds"], "training": round(seconds, 1)},
         "images_per_second": round(images / seconds, 1) if seconds else None,
-        "peak_memory_mb": _peak_memory_mb(),
+        "peak_memory_mb": peak_memory_mb(),
         "config": summary["config"],
         "plan": summary["plan"],
         "provenance": {
@@ -135,14 +135,6 @@ def _pretrain(folder: Path, settings: Dict[str, Any]) -> Dict[str, Any]:
         },
         "checkpoint": str(checkpoint.relative_to(folder)),
     }
-
-
-def _peak_memory_mb() -> int:
-    """Peak memory of the process so far, of the device where it is a GPU."""
-    if torch.cuda.is_available():
-        return round(torch.cuda.max_memory_allocated() / 2**20)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10))
 
 
 def _frozen(folder: Path, checkpoint: Path, settings: Dict[str, Any]) -> Dict[str, Any]:

@@ -7,6 +7,7 @@ tensors that needs neither. Features of a set of images are computed once, which
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
@@ -82,6 +83,7 @@ class Images:
         batch_size: images at once.
         num_workers: processes that read images.
         passes: set of images -> how often it passed the networks.
+        seconds: that this took.
     """
 
     networks: Mapping[str, Tuple[nn.Module, Mapping[str, nn.Module]]]
@@ -95,6 +97,7 @@ class Images:
     batch_size: int = 64
     num_workers: int = 0
     passes: Dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
     _known: Dict[str, Dict[str, Features]] = field(default_factory=dict, repr=False)
 
     @property
@@ -130,6 +133,7 @@ class Images:
         """
         if name not in self._known:
             self.passes[name] = self.passes.get(name, 0) + 1
+            started = time.perf_counter()
             networks = dict(self.networks)
             if name in self.loaders:
                 for network, further in self.besides.items():
@@ -138,6 +142,7 @@ class Images:
             self._known[name] = stream(
                 networks, loader(), self.device, f"features: {name}", dtype=self.dtype
             )
+            self.seconds += time.perf_counter() - started
         return self._known[name]
 
     def loader_of(self, dataset: Dataset, batch_size: Optional[int] = None) -> DataLoader:

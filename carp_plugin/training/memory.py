@@ -1,10 +1,13 @@
-"""Memory that a training step frees stays with the process, for the next step to take."""
+"""Memory of the process: how malloc keeps it, and its peak."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import sys
+
+import torch
 
 #: Of mallopt(3).
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -37,3 +40,11 @@ def keep_freed_memory() -> bool:
         return False
     # -1 is the largest threshold there is; with no maps allowed, large blocks too come from the heap. Both return 1.
     return bool(mallopt(_M_TRIM_THRESHOLD, -1) and mallopt(_M_MMAP_MAX, 0))
+
+
+def peak_memory_mb() -> int:
+    """Peak memory of the process so far, of the device where it is a GPU."""
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 2**20)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10))
