@@ -61,7 +61,9 @@ def measure(images: Images, settings: Voc07) -> Dict[str, Result]:
     rows = {
         name: images.of(
             f"voc07/{name}",
-            lambda split=split: images.loader_of(VocImages(split, images.transform)),  # type: ignore[misc]
+            lambda split=split: images.loader_of(
+                VocImages(split, images.whole or images.transform)
+            ),  # type: ignore[misc]
         )
         for name, split in splits.items()
     }
