@@ -101,6 +101,9 @@ class Voc07(Settings):
         "of the SVMs; of several, each class takes the best of a 3-fold cross-validation",
         min_length=1,
     )
+    difficult: Literal["left_out", "negative"] = key(
+        "left_out", "images whose objects of a class are all difficult; negative: as PCL"
+    )
     shots: Tuple[Count, ...] = key((1, 2, 4, 8, 16), "images a class of the low-shot protocol")
     draws: Int = key(5, "of each number of images", ge=1, le=1000)
 
