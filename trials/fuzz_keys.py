@@ -89,7 +89,7 @@ OTHERS: Dict[str, Dict[str, Sequence[str]]] = {
     },
     "main_compare.py": {
         "path": ["dir", "landmarks.ground_truth", "landmarks.images", "voc07.root"],
-        "word": ["clustering.images", "copies.distractors"],
+        "word": ["clustering.images", "copies.distractors", "voc07.difficult"],
         "list": """methods seeds protocols knn.k knn.features logistic.C clustering.k retrieval.ranks
             copies.transformations voc07.C voc07.shots""".split(),
         "whole": """jobs threads gallery.rows gallery.columns holdout.seed
@@ -113,8 +113,9 @@ OTHERS: Dict[str, Dict[str, Sequence[str]]] = {
             seed voc07.shots voc07.draws""".split(),
         "flags of number": "knn.temperature logistic.C voc07.C".split(),
         "flags of word": """protocols feature_type networks dataset data_format feature_dtype device
-            clustering.images copies.transformations copies.distractors""".split(),
-        "flags of path": """pretrained_checkpoint_dir train_data_path val_data_path json
+            clustering.images copies.transformations copies.distractors datasets download
+            voc07.difficult""".split(),
+        "flags of path": """pretrained_checkpoint_dir train_data_path val_data_path json data_root
             landmarks.ground_truth landmarks.images voc07.root""".split(),
     },
     "main_umap.py": {

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import torch
 from rich.table import Table
 
+from carp_plugin.commands import transfer
 from carp_plugin.commands.saving import check_file, save
-from carp_plugin.data.loaders import evaluation_transform, say_bad_images
+from carp_plugin.data.loaders import evaluation_transform, say_bad_images, whole_transform
+from carp_plugin.errors import UserError
 from carp_plugin.evaluation.offline import Prepared, machine_of_evaluation, prepare
 from carp_plugin.evaluation.protocols import PROTOCOLS, besides
 from carp_plugin.evaluation.shape import Images, Result
@@ -30,24 +32,42 @@ def evaluate(flags: Evaluate) -> Dict[str, Any]:
         Dict[str, Any]: what is written.
 
     Raises:
-        UserError: a mistake in the flags, the checkpoint or the data.
+        UserError: a mistake in the flags, the checkpoint or the data; of one protocol, once the others are written.
     """
     check_file(flags.json_file)
-    run = prepare(flags)
+    on_own = flags.datasets is None and any(PROTOCOLS[name].labelled for name in flags.protocols)
+    run = prepare(flags, labelled=on_own)
     images = images_of(run, flags)
+    datasets = transfer.transfer(images, flags) if flags.datasets else {}
     results: Results = {}
     seconds: Dict[str, float] = {}
+    failed: Optional[UserError] = None
     for name in dict.fromkeys(flags.protocols):
+        if datasets and PROTOCOLS[name].labelled:
+            continue
         started, before = time.perf_counter(), images.seconds
-        results[name] = PROTOCOLS[name].measure(images, getattr(flags, name))
+        try:
+            results[name] = PROTOCOLS[name].measure(images, getattr(flags, name))
+        except UserError as error:  # said when the others are safe
+            failed = failed or error
+            continue
         seconds[name] = time.perf_counter() - started - (images.seconds - before)
+    if failed and not (results or datasets):
+        raise failed
     say_bad_images(run.train)
-    say(table(results, f"{run.pretrained.method}, {len(run.val.dataset)} validation images, %"))  # type: ignore[arg-type]
-    say(costs(images.seconds, seconds))
-    for remark in remarks_of(results):
+    if datasets:
+        say(transfer.table(datasets, f"{run.pretrained.method}, %"))
+    if results:
+        counted = f", {len(run.val.dataset)} validation images" if run.val else ""
+        say(table(results, f"{run.pretrained.method}{counted}, %"))
+        say(costs(images.seconds, seconds))
+    for remark in remarks_of(results) + transfer_remarks(datasets):
         say(remark, "yellow" if remark.startswith("warning:") else None)
     summary = _summary(run, flags, images, results, seconds)
+    summary["datasets"] = transfer.as_dict(datasets, flags)
     save(summary, run.pretrained.path, "evaluation", flags.json_file)
+    if failed:
+        raise failed
     return summary
 
 
@@ -56,9 +76,10 @@ def images_of(run: Prepared, flags: Evaluate) -> Images:
     data, networks = run.trained.data, run.networks()
     return Images(
         networks=networks,
-        loaders={"train": run.train, "val": run.val},
+        loaders={"train": run.train, "val": run.val} if run.train else {},
         device=run.device,
         transform=evaluation_transform(data.dataset, data.eval_transform, run.trained.view),
+        whole=whole_transform(data.dataset, data.eval_transform, run.trained.view),
         model=run.pretrained.model,
         besides=besides(run.pretrained, flags.protocols, networks, run.device),
         dtype=getattr(torch, flags.feature_dtype),
@@ -79,7 +100,7 @@ def table(results: Results, title: str) -> Table:
         measures = dict.fromkeys(measure for one in found.values() for measure in one.scores)
         for number, measure in enumerate(measures):
             title_ = PROTOCOLS[name].title if number == 0 else ""
-            shown.add_row(title_, measure, *(cell(one, measure) for one in found.values()))
+            shown.add_row(title_, measure, *(one.shown(measure) for one in found.values()))
         shown.add_section()
     return shown
 
@@ -90,15 +111,6 @@ def costs(features: float, seconds: Dict[str, float]) -> str:
     return f"features {features:.1f} s, computed once; {each}; peak memory {peak_memory_mb()} MB"
 
 
-def cell(result: Result, measure: str) -> str:
-    """A score with half of its interval."""
-    if measure not in result.scores:
-        return "-"
-    interval = result.interval(measure)
-    half = "" if interval is None else f" ± {(interval[1] - interval[0]) / 2:.2f}"
-    return f"{round(result.scores[measure], 2) + 0.0:.2f}{half}"  # without a sign before zero
-
-
 def remarks_of(results: Results) -> List[str]:
     """What is to be known of the numbers, each sentence once."""
     said: List[Tuple[str, str]] = []
@@ -106,6 +118,13 @@ def remarks_of(results: Results) -> List[str]:
         for result in found.values():
             said += [(PROTOCOLS[name].title, remark) for remark in result.remarks]
     return [_of(title, remark) for title, remark in dict.fromkeys(said)]
+
+
+def transfer_remarks(datasets: Mapping[str, transfer.Transferred]) -> List[str]:
+    """The same of every data set, whose name stands before them."""
+    return [
+        _of(name, remark) for name, one in datasets.items() for remark in remarks_of(one.results)
+    ]
 
 
 def _of(title: str, remark: str) -> str:
@@ -141,9 +160,10 @@ def _summary(
         "dataset": data.dataset,
         "train_data_path": str(data.train_path),
         "val_data_path": str(data.val_path),
-        "train_images": len(run.train.dataset),  # type: ignore[arg-type]
-        "val_images": len(run.val.dataset),  # type: ignore[arg-type]
+        "train_images": len(run.train.dataset) if run.train else None,
+        "val_images": len(run.val.dataset) if run.val else None,
         "transform": " ".join(str(images.transform).split()),
+        "transform_of_others": " ".join(str(images.whole).split()),
         "feature_dtype": f"{flags.feature_dtype} unit rows",
         **provenance(machine_of_evaluation(run.device), pretrained.args),
     }

@@ -30,7 +30,7 @@ from carp_plugin.commands.pretrain import pretrain
 from carp_plugin.compare.gallery import save
 from carp_plugin.compare.plan import merged
 from carp_plugin.compare.runner import JOB, RESULT
-from carp_plugin.data.loaders import evaluation_transform, labelled_loaders
+from carp_plugin.data.loaders import evaluation_transform, labelled_loaders, whole_transform
 from carp_plugin.errors import UserError
 from carp_plugin.evaluation.checkpoint import load_pretrained
 from carp_plugin.evaluation.protocols import PROTOCOLS, besides
@@ -158,6 +158,7 @@ def _frozen(folder: Path, checkpoint: Path, settings: Dict[str, Any]) -> Dict[st
         loaders={"train": loaders[0], "val": loaders[1]},
         device=device,
         transform=evaluation_transform(data.dataset, data.eval_transform, trained.view),
+        whole=whole_transform(data.dataset, data.eval_transform, trained.view),
         model=pretrained.model,
         besides=besides(pretrained, settings.get("protocols", ()), networks, device),
         dtype=torch.float16,

@@ -45,6 +45,9 @@ from carp_plugin.settings.parts import DOWNLOADED, Pipeline, Size
 from carp_plugin.settings.pretraining import PretrainingDali, PretrainingData
 from carp_plugin.terminal import is_main_process, say
 
+#: Data sets whose images have one size in pixels, which the host's transform for them takes for granted.
+_SIDES = {"cifar10": 32, "cifar100": 32, "stl10": 96}
+
 
 class Labelled(Source, Protocol):
     """Where labelled images are: the ``data`` of a pretraining, or of what ``args.json`` says of one."""
@@ -271,6 +274,27 @@ def evaluation_transform(dataset: str, size: Optional[Size], statistics: Statist
             ),
         ]
     )
+
+
+def whole_transform(dataset: str, size: Optional[Size], statistics: Statistics) -> Callable:
+    """How images of any size are brought to a network's size: as :func:`evaluation_transform`, of the middle square.
+
+    The evaluation of small images only crops them, or takes them as they are: of a large photograph that is a corner.
+
+    Args:
+        dataset: that the network was trained on.
+        size: as for :func:`evaluation_transform`; without a ``resize`` the shorter side becomes ``crop_size``.
+        statistics: the same.
+    """
+    if size is not None:
+        return evaluation_transform(
+            dataset, size.model_copy(update={"resize": size.resize or size.crop_size}), statistics
+        )
+    steps = evaluation_transform(dataset, size, statistics)
+    side = _SIDES.get(dataset)
+    if side is None:
+        return steps
+    return transforms.Compose([transforms.Resize(side), transforms.CenterCrop(side), steps])
 
 
 def check_batch(train_path: str, images: int, batch_size: int, world: int) -> None:

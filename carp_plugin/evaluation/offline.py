@@ -8,7 +8,6 @@ from typing import Any, Dict, List, Optional, Tuple, get_args
 
 import torch
 import torch.nn as nn
-from torch.utils.data import DataLoader
 
 from carp_plugin.data.folders import check_data, prepare_data_folder
 from carp_plugin.data.loaders import labelled_loaders
@@ -33,8 +32,9 @@ class Prepared:
         trained: what is known of its pretraining, with the data that the flags name.
         device: where features are computed.
         chosen: network -> its features, of ``"backbone"`` and ``"projector"``.
-        train: loader of (images, labels) of the training images, without augmentation and in order.
-        val: loader of the validation images.
+        train: loader of (images, labels) of the training images, without augmentation and in order, or
+            None where no labelled images are read.
+        val: loader of the validation images; None as well.
         remarks: what was said of the images, for the record.
     """
 
@@ -42,8 +42,8 @@ class Prepared:
     trained: Trained
     device: torch.device
     chosen: Dict[str, List[str]]
-    train: DataLoader
-    val: DataLoader
+    train: Any
+    val: Any
     remarks: List[str] = field(default_factory=list)
 
     @property
@@ -67,8 +67,12 @@ class Prepared:
         }
 
 
-def prepare(flags: Offline) -> Prepared:
+def prepare(flags: Offline, labelled: bool = True) -> Prepared:
     """Loads the checkpoint that the flags name, says so, and opens the images.
+
+    Args:
+        flags: of the command.
+        labelled: whether labelled images are read at all.
 
     Raises:
         UserError: a mistake in the flags, the checkpoint or the data.
@@ -78,7 +82,7 @@ def prepare(flags: Offline) -> Prepared:
     say(pretrained.sentence)
     chosen = _chosen(pretrained, flags)
     trained = with_flags(pretrained.trained, flags)
-    (train, val), remarks = _loaders(trained)
+    (train, val), remarks = _loaders(trained) if labelled else ((None, None), [])
     return Prepared(pretrained, trained, device, chosen, train, val, remarks)
 
 

@@ -57,6 +57,14 @@ class Result:
         mean = float(np.mean(values))
         return 100 * max(0.0, mean - half), 100 * min(1.0, mean + half)
 
+    def shown(self, measure: str) -> str:
+        """A score with half of its interval; a dash where there is none."""
+        if measure not in self.scores:
+            return "-"
+        interval = self.interval(measure)
+        half = "" if interval is None else f" ± {(interval[1] - interval[0]) / 2:.2f}"
+        return f"{round(self.scores[measure], 2) + 0.0:.2f}{half}"  # without a sign before zero
+
     def as_dict(self) -> Dict[str, Any]:
         """Scores with their intervals, details and remarks, as json takes them."""
         scores = {
@@ -75,6 +83,7 @@ class Images:
         loaders: of (images, labels): ``"train"`` and ``"val"``, without augmentation and in order.
         device: where features are computed.
         transform: of an image, which brings it to the networks' size.
+        whole: the same of images of any size, of which it sees the middle square; None is ``transform``.
         model: the method, for what it has besides networks.
         besides: network -> further features that pass with the labelled images and are no column: what a protocol needs
             and nobody evaluates.
@@ -90,6 +99,7 @@ class Images:
     loaders: Mapping[str, DataLoader]
     device: torch.device
     transform: Callable[[Any], torch.Tensor]
+    whole: Optional[Callable[[Any], torch.Tensor]] = None
     model: Optional[nn.Module] = None
     besides: Mapping[str, Mapping[str, nn.Module]] = field(default_factory=dict)
     dtype: torch.dtype = torch.float32

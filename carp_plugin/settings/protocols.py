@@ -6,13 +6,31 @@ from typing import Literal, Optional, Tuple
 
 from pydantic import model_validator
 
-from carp_plugin.settings.kinds import Count, Int, PathText, Pixels, Positive, Seed
+from carp_plugin.errors import did_you_mean
+from carp_plugin.settings.kinds import (
+    Count,
+    Int,
+    PathText,
+    Pixels,
+    Positive,
+    Seed,
+    Switch,
+    Text,
+)
 from carp_plugin.settings.model import Settings, key, rule
 from carp_plugin.settings.offline import Offline
 from carp_plugin.settings.parts import FeatureKind
 
 #: Names of the protocols, and of their nodes.
 Protocol = Literal["knn", "logistic", "clustering", "retrieval", "landmarks", "copies", "voc07"]
+
+
+#: Labelled data sets that torchvision reads, by the names of its modules or classes.
+DATASETS = tuple(
+    "caltech101 caltech256 cifar10 cifar100 country211 dtd eurosat fashion_mnist fer2013 fgvc_aircraft flowers102 "
+    "food101 gtsrb imagenet imagenette kmnist mnist oxford_iiit_pet pcam rendered_sst2 stanford_cars stl10 sun397 "
+    "svhn usps".split()
+)
 
 
 class Neighbours(Settings):
@@ -83,6 +101,9 @@ class Voc07(Settings):
         "of the SVMs; of several, each class takes the best of a 3-fold cross-validation",
         min_length=1,
     )
+    difficult: Literal["left_out", "negative"] = key(
+        "left_out", "images whose objects of a class are all difficult; negative: as PCL"
+    )
     shots: Tuple[Count, ...] = key((1, 2, 4, 8, 16), "images a class of the low-shot protocol")
     draws: Int = key(5, "of each number of images", ge=1, le=1000)
 
@@ -108,6 +129,14 @@ class Evaluate(Protocols, Offline):
     """Protocols on the frozen features of a checkpoint, which are computed once for all of them."""
 
     protocols: Tuple[Protocol, ...] = key(("knn", "logistic"), "which protocols", min_length=1)
+    datasets: Optional[Tuple[Text, ...]] = key(
+        None,
+        "other labelled images than the pretraining's: names of torchvision's data sets such as flowers102, or "
+        "NAME=PATH of a folder with train and val or test",
+        min_length=1,
+    )
+    data_root: Optional[PathText] = key(None, "root of torchvision's data sets")
+    download: Switch = key(False, "torchvision may download what is missing there")
     feature_type: Tuple[FeatureKind, ...] = key(("backbone",), "features", min_length=1)
     feature_dtype: Literal["float16", "float32"] = key("float32", "how unit rows are kept")
     seed: Seed = key(0, "of every draw")
@@ -125,4 +154,25 @@ class Evaluate(Protocols, Offline):
             )
         if "voc07" in self.protocols and self.voc07.root is None:
             raise rule("--protocols voc07 needs --voc07.root FOLDER, that holds VOCdevkit/VOC2007.")
+        return self
+
+    @model_validator(mode="after")
+    def _datasets_are_known(self) -> Evaluate:
+        named = self.datasets or ()
+        for given in named:
+            name, sign, path = given.partition("=")
+            if sign and not (name and path):
+                raise rule(f"--datasets {given} must be NAME=PATH, or a name alone.")
+            if not sign and name not in DATASETS:
+                near = did_you_mean(name, DATASETS) or f"; choose from {', '.join(DATASETS)}"
+                raise rule(f"--datasets {name} is unknown{near.rstrip('?.')}, or give NAME=PATH.")
+            if not sign and self.data_root is None and (name != "fashion_mnist" or self.download):
+                raise rule(f"--datasets {name} needs --data_root PATH, the root of torchvision's.")
+        names = [given.partition("=")[0] for given in named]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise rule(f"--datasets names {twice[0]} twice; name each once.")
+        if not named and (self.download or self.data_root is not None):
+            unused = "--download" if self.download else "--data_root"
+            raise rule(f"{unused} is for --datasets NAME, which is not given.")
         return self

@@ -64,6 +64,15 @@ def test_its_knn_is_that_of_main_knn(run):
         assert scores[f"top1 (k = {result['k']})"]["value"] == result["top1"]
 
 
+def test_a_protocol_that_fails_costs_no_other(run, tmp_path, capsys, monkeypatch):
+    file = tmp_path / "some.json"
+    arguments = ["--pretrained_checkpoint_dir", str(run), "--protocols", "voc07", "knn"]
+    arguments += ["--voc07.root", str(tmp_path), "--knn.k", "5", "--json", str(file)]
+    code, out, err = run_cli(capsys, monkeypatch, "main_evaluate.py", arguments)
+    assert code == 2 and "holds no PASCAL VOC 2007" in err and "top1 (k = 5)" in out
+    assert list(json.loads(file.read_text())["protocols"]) == ["knn"]
+
+
 def test_an_earlier_result_is_left_alone(run):
     first = evaluate(flags(run, "--protocols", "knn", "--knn.k", "3"))
     names = {path.name for path in run.glob("evaluation*.json")}

@@ -26,7 +26,7 @@ _HINT = re.compile(r"(?<![\w./}-])([a-z_]+(?:\.[a-z_]+)*)=('[^']*'|\[[^\]]*\]|[^
 
 #: Words before "=" in texts that are no keys: arguments of functions, a group of configurations, markup, SLURM's.
 _NO_KEYS = set(
-    "fused fraction seed rows columns features views width height schema nodes key".split()
+    "fused fraction seed rows columns features views width height schema nodes key year image_set download".split()
 )
 
 

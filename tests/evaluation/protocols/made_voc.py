@@ -12,7 +12,7 @@ CATS, DIFFICULT_CATS = (0, 2, 5, 11), (3, 7)
 
 
 def voc_tree(root: Path) -> Path:
-    """20 images of trainval, 20 of test; cats as ``CATS`` says, and every image shows one of the classes in turn."""
+    """20 images of trainval, 20 of test; cats as ``CATS`` says, besides each image shows one of the classes in turn."""
     home = root / "VOCdevkit" / "VOC2007"
     for inside in ("ImageSets/Main", "Annotations", "JPEGImages"):
         (home / inside).mkdir(parents=True)

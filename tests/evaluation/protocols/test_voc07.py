@@ -32,9 +32,9 @@ from tests.evaluation.protocols.made_voc import voc_tree
 
 def test_average_precisions_are_those_by_hand(tmp_path):
     labels = voc_split(str(voc_tree(tmp_path)), "test").labels[:, CLASSES.index("cat")]
-    eleven, area = average_precisions(20.0 - np.arange(20), labels)
+    eleven, area, envelope = average_precisions(20.0 - np.arange(20), labels)
     assert eleven == pytest.approx(7.4 / 11, abs=1e-12)
-    assert area == pytest.approx(2 / 3, abs=1e-12)
+    assert area == envelope == pytest.approx(2 / 3, abs=1e-12)
 
 
 def test_the_area_is_scikit_learns_and_equal_scores_enter_together():
@@ -42,14 +42,14 @@ def test_the_area_is_scikit_learns_and_equal_scores_enter_together():
     for _ in range(20):
         scores = dice.integers(0, 6, 40).astype(float)
         labels = dice.choice([1, -1, 0], 40)
-        eleven, area = average_precisions(scores, labels)
+        eleven, area, envelope = average_precisions(scores, labels)
         counted = labels != 0
         theirs = average_precision_score(labels[counted] == 1, scores[counted])
         assert area == pytest.approx(theirs, abs=1e-12)
         order = dice.permutation(40)
-        assert average_precisions(scores[order], labels[order]) == (eleven, area)
+        assert average_precisions(scores[order], labels[order]) == (eleven, area, envelope)
     same = average_precisions(np.ones(10), np.array([1, 1, -1, -1, -1, 1, -1, -1, -1, 0]))
-    assert same == pytest.approx((3 / 9, 3 / 9))
+    assert same == pytest.approx((3 / 9, 3 / 9, 3 / 9))
 
 
 def made(seed, n, spread, classes=4, dim=8):
@@ -125,7 +125,7 @@ def test_the_whole_protocol_on_a_tree(tmp_path):
     found = measure(images, Voc07(root=str(voc_tree(tmp_path)), C=(1.0,), shots=(1,), draws=2))
     result = found["student/backbone"]
     assert images.passes == {"voc07/trainval": 1, "voc07/test": 1}
-    assert list(result.scores) == ["mAP", "mAP, area", "mAP, 1 a class"]
+    assert list(result.scores) == ["mAP", "mAP, area", "mAP, envelope", "mAP, 1 a class"]
     assert list(result.details["classes"]) == list(CLASSES)
     assert (result.details["train_images"], result.details["test_images"]) == (20, 20)
     averages = [one["AP"] for one in result.details["classes"].values()]
