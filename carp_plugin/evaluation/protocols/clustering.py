@@ -101,19 +101,17 @@ def clustering(
         deviation over starts.
 
     Raises:
-        UserError: features that are not finite, or images of one class.
+        UserError: features that are not finite, images of one class, or a k above N.
     """
     rows = unit_rows(features.feats).numpy()
     labels = _classes(features.targets)
     classes = int(labels.max()) + 1
-    wanted = list(dict.fromkeys(k or [classes]))
-    kinds = [some for some in wanted if some <= len(rows)]
-    left_out = [some for some in wanted if some > len(rows)]
+    kinds = list(dict.fromkeys(k or [classes]))
+    if max(kinds) > len(rows):
+        raise UserError(
+            f"clustering.k holds {max(kinds)}, and {len(rows)} images are clustered; give smaller ones."
+        )
     remarks: List[str] = []
-    if left_out:
-        listed = ", ".join(map(str, left_out))
-        remarks.append(f"k = {listed} left out: there are not so many images.")
-        kinds = kinds or [classes]
     if classes == len(rows):
         remarks.append("warning: every image is a class of its own, which any clustering tells.")
     if np.abs(rows - rows[0]).max() < _CONSTANT:

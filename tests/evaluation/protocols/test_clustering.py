@@ -129,10 +129,8 @@ def test_a_collapsed_network_is_one_cluster(rows):
 def test_hardly_any_images_earn_a_number_and_no_word_of_faiss(capfd):
     data = blobs()
     few = Features(data.feats[:7], data.targets[:7])
-    found = clustering(few, [3, 7, 8, 100])
-    assert list(found.details["k"]) == ["3", "7"]
-    assert found.remarks == ("k = 8, 100 left out: there are not so many images.",)
-    assert list(clustering(few, [50]).details["k"]) == ["3"]
+    found = clustering(few, [3, 7])
+    assert list(found.details["k"]) == ["3", "7"] and found.scores["purity (k = 7)"] == 100.0
     alone = clustering(Features(torch.eye(3), torch.arange(3)))
     assert "every image is a class of its own" in alone.remarks[0]
     assert all(np.isfinite(value) for value in alone.scores.values())
@@ -145,6 +143,8 @@ def test_what_cannot_be_scored_is_said():
     data = blobs()
     with pytest.raises(UserError, match="the images have one"):
         clustering(Features(data.feats, torch.ones(120).long()))
+    with pytest.raises(UserError, match="clustering.k holds 121, and 120 images are clustered"):
+        clustering(data, [3, 121])
     feats = data.feats.clone()
     feats[3, 2] = float("inf")
     with pytest.raises(UserError, match="not finite"):
