@@ -92,8 +92,8 @@ def test_a_command_line_is_read_without_torch():
 
     script = (
         "import sys\n"
-        "from carp_plugin.commands.entries import COMPARE, KNN, LINEAR, PRETRAIN, UMAP\n"
-        "for command in (PRETRAIN, LINEAR, COMPARE, KNN, UMAP):\n"
+        "from carp_plugin.commands.entries import COMPARE, FINETUNE, KNN, LINEAR, PRETRAIN, UMAP\n"
+        "for command in (PRETRAIN, LINEAR, FINETUNE, COMPARE, KNN, UMAP):\n"
         "    for arguments in (['--help'], ['--config-name', 'carp.yaml', 'max_epoch=3'], ['--kk']):\n"
         "        try: command.main(arguments)\n"
         "        except SystemExit as left: assert left.code in (0, 2), left.code\n"

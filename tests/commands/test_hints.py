@@ -9,7 +9,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 import carp_plugin
-from carp_plugin.commands.entries import COMPARE, LINEAR, PRETRAIN
+from carp_plugin.commands.entries import COMPARE, FINETUNE, LINEAR, PRETRAIN
 from carp_plugin.commands.pretrain import pretrain
 from carp_plugin.settings.flags import flag
 from carp_plugin.settings.model import field_at
@@ -65,7 +65,9 @@ def sentences_of(path):
 
 
 def is_key(key):
-    return any(field_at(command.settings(), key) for command in (PRETRAIN, LINEAR, COMPARE))
+    return any(
+        field_at(command.settings(), key) for command in (PRETRAIN, LINEAR, FINETUNE, COMPARE)
+    )
 
 
 @pytest.mark.parametrize(
