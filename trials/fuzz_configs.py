@@ -60,10 +60,8 @@ def _with_config(case: Case, world: World) -> Case:
         return case
     given = list(case.arguments)
     if not any(argument.startswith("--config-name") for argument in given):
-        name = {
-            script: script[5:-3]
-            for script in ("main_linear.py", "main_finetune.py", "main_compare.py")
-        }.get(case.script, "small")
+        own = ("main_linear.py", "main_finetune.py", "main_compare.py")
+        name = case.script[len("main_") : -len(".py")] if case.script in own else "small"
         given = [f"--config-name={name}.yaml", *given]
     if not any(argument.startswith("--config-path") for argument in given):
         given = [f"--config-path={world.configs}", *given]
