@@ -39,6 +39,7 @@ if str(ROOT) not in sys.path:
 from benchmarks.common import write_result  # noqa: E402
 from carp_plugin import register  # noqa: E402
 from carp_plugin.terminal import say  # noqa: E402
+from tests.finetune_helpers import finetune_cfg  # noqa: E402
 from tests.helpers import image_folder, small_cfg  # noqa: E402
 from tests.linear_helpers import linear_cfg, write_checkpoint  # noqa: E402
 from trials.fuzz_configs import make  # noqa: E402
@@ -128,6 +129,7 @@ def build_world(root: Path) -> World:
     for name, cfg in {
         "small": small,
         "linear": linear_cfg(images, checkpoint, max_epochs=1),
+        "finetune": finetune_cfg(images, checkpoint, max_epochs=1),
         "compare": comparison,
     }.items():
         content = OmegaConf.to_container(cfg)

@@ -9,7 +9,7 @@ import random
 from typing import Callable, Dict, List, Optional, Sequence
 
 from trials.fuzz_keys import KEYS, KWARGS, OTHERS, WRONG, Case, World, all_keys, override, slip
-from trials.fuzz_scripts import EVALUATE, KNN, UMAP, compare, linear, offline
+from trials.fuzz_scripts import EVALUATE, KNN, UMAP, compare, finetune, linear, offline
 
 _MAY_BE_SWITCH = {"deterministic"}
 _BELOW_ZERO = {"data.fraction", "max_steps", "num_sanity_val_steps"}
@@ -60,7 +60,8 @@ def _with_config(case: Case, world: World) -> Case:
         return case
     given = list(case.arguments)
     if not any(argument.startswith("--config-name") for argument in given):
-        name = {"main_linear.py": "linear", "main_compare.py": "compare"}.get(case.script, "small")
+        own = ("main_linear.py", "main_finetune.py", "main_compare.py")
+        name = case.script[len("main_") : -len(".py")] if case.script in own else "small"
         given = [f"--config-name={name}.yaml", *given]
     if not any(argument.startswith("--config-path") for argument in given):
         given = [f"--config-path={world.configs}", *given]
@@ -275,6 +276,7 @@ CLASSES: Dict[str, Callable[[random.Random, World], Case]] = {
     "override syntax": _syntax,
     "unicode and control characters": _unicode,
     "main_linear.py": linear,
+    "main_finetune.py": finetune,
     "main_knn.py": offline("main_knn.py", KNN),
     "main_evaluate.py": offline("main_evaluate.py", EVALUATE),
     "main_umap.py": offline("main_umap.py", UMAP),

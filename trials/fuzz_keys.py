@@ -87,6 +87,14 @@ OTHERS: Dict[str, Dict[str, Sequence[str]]] = {
         "node": ["data.train_transform"],
         "off": ["finetune", "mixup", "cutmix", "label_smoothing", "auto_augment"],
     },
+    "main_finetune.py": {
+        "word": ["network", "weights"],
+        "path": ["pretrained_feature_extractor", "labels.file"],
+        "whole": ["data.train_transform.crop_size", "labels.seed"],
+        "number": ["labels.fraction", "scheduler.gamma"],
+        "list": ["data.train_transform.scale"],
+        "node": ["data.train_transform", "labels"],
+    },
     "main_compare.py": {
         "path": ["dir", "landmarks.ground_truth", "landmarks.images", "voc07.root"],
         "word": ["clustering.images", "copies.distractors", "voc07.difficult"],

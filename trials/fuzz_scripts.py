@@ -1,4 +1,4 @@
-"""Broken command lines of the other scripts: linear evaluation, k-NN, UMAP and comparison."""
+"""Broken command lines of the other scripts: linear evaluation, fine-tuning, k-NN, UMAP and comparison."""
 
 from __future__ import annotations
 
@@ -33,6 +33,30 @@ def linear(dice: random.Random, world: World) -> Case:
         ["++pretrain_method=byol"],
     ]
     return Case("", "main_linear.py", dice.choice(given[:1] * 4 + given[1:]))
+
+
+def finetune(dice: random.Random, world: World) -> Case:
+    """A mistake in a fine-tuning."""
+    listed = world.broken / "labels.txt"
+    listed.write_text(
+        dice.choice(["", "no_such.png\n", "0.png\n", "class_0/0.png\nclass_0/0.png\n"])
+    )
+    given = [
+        ["pretrained_feature_extractor=null"],
+        ["pretrained_feature_extractor=nowhere"],
+        ["network=pupil"],
+        [f"weights={dice.choice(['imagenet', '7', 'null null'])}"],
+        [f"labels.fraction={dice.choice(['0', '1.5', '-1', 'half', 'True'])}"],
+        [f"labels.file={dice.choice(['nowhere.txt', str(world.broken), str(listed)])}"],
+        ["labels.fraction=0.5", f"labels.file={listed}"],
+        [f"scheduler.gamma={dice.choice(['0', '2', 'many'])}"],
+        [f"scheduler.lr_decay_steps={dice.choice(['[4,2]', '[0]', '[]', '[a]'])}"],
+        ["optimizer.name=adamw"],
+        ["data.fraction=0.5"],
+        ["labels.fraction=0.01"],  # one image a class, fewer than a batch
+        [f"++{slip(dice, 'labels')}.seed=1"],
+    ]
+    return Case("", "main_finetune.py", dice.choice(given))
 
 
 def offline(script: str, own: Sequence[Sequence[str]]) -> Callable[[random.Random, World], Case]:

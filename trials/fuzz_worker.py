@@ -62,6 +62,7 @@ def main() -> None:
     for name in (
         "carp_plugin.commands.pretrain",
         "carp_plugin.commands.linear",
+        "carp_plugin.commands.finetune",
         "carp_plugin.commands.knn",
     ):
         importlib.import_module(name)  # once, which takes seconds

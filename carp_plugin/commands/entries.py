@@ -24,6 +24,16 @@ LINEAR = Command(
     read="carp_plugin.settings.linear:read_linear",
     run="carp_plugin.commands.linear:linear",
 )
+FINETUNE = Command(
+    script="main_finetune.py",
+    name="carp-finetune",
+    about="Fine-tunes a pretrained network with labels (appendix C.2), of CARP's or any method's checkpoint.",
+    recipes="finetune/photos",
+    example="--config-name carp.yaml pretrained_feature_extractor=trained_models/carp/RUN labels.fraction=0.1",
+    model="carp_plugin.settings.finetune:Finetune",
+    read="carp_plugin.settings.finetune:read_finetune",
+    run="carp_plugin.commands.finetune:finetune",
+)
 COMPARE = Command(
     script="main_compare.py",
     name="carp-compare",
@@ -59,7 +69,7 @@ UMAP = FlagCommand(
 )
 
 #: Those that a configuration tells what to do, and those that flags do.
-CONFIGURED = (PRETRAIN, LINEAR, COMPARE)
+CONFIGURED = (PRETRAIN, LINEAR, FINETUNE, COMPARE)
 FLAGGED = (KNN, EVALUATE, UMAP)
 
 
@@ -71,6 +81,11 @@ def pretrain() -> None:
 def linear() -> None:
     """``carp-linear``."""
     LINEAR.main()
+
+
+def finetune() -> None:
+    """``carp-finetune``."""
+    FINETUNE.main()
 
 
 def compare() -> None:

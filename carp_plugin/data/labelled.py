@@ -1,9 +1,10 @@
-"""Labelled images of a linear evaluation: augmented ones to train on, and validation images as they are."""
+"""Labelled images of an evaluation that trains: augmented ones to train on, and validation images as they are."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Optional
+from typing import Any, List, NamedTuple, Optional, Tuple
 
+import torch.utils.data
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
@@ -11,6 +12,7 @@ from carp_plugin.data.dali import check_decodable, naming_dali_failures
 from carp_plugin.data.datasets import labelled_images
 from carp_plugin.data.epochs import epoch_loader, with_our_workers
 from carp_plugin.data.images import NamesBadImages
+from carp_plugin.data.listing import Sample
 from carp_plugin.data.loaders import (
     Statistics,
     check_batch,
@@ -19,6 +21,8 @@ from carp_plugin.data.loaders import (
     read_data,
     warn_of_sizes,
 )
+from carp_plugin.data.subsets import Asked, Subset, subset_of
+from carp_plugin.errors import UserError
 from carp_plugin.host import (
     ClassificationDALIDataModule,
     prepare_classification_dataloaders,
@@ -29,19 +33,21 @@ from carp_plugin.settings.linear import LinearData, TrainTransform
 
 
 class LabelledData(NamedTuple):
-    """Labelled images of a linear evaluation.
+    """Labelled images to train on and to validate on.
 
     Attributes:
         train: loader of (images, labels), or the DALI data module.
         val: loader in the order of the data set.
         images: number of training images.
         val_images: number of validation images.
+        subset: which of the training images, where some were asked for.
     """
 
     train: Any
     val: DataLoader
     images: int
     val_images: int
+    subset: Optional[Subset] = None
 
 
 def labelled_data(
@@ -51,6 +57,7 @@ def labelled_data(
     world: int,
     seed: int,
     dali_device: str = "gpu",
+    asked: Optional[Asked] = None,
 ) -> LabelledData:
     """Training images with random crops and flips, and validation images with a central crop.
 
@@ -64,6 +71,7 @@ def labelled_data(
         world: processes.
         seed: of order and crops.
         dali_device: where DALI decodes.
+        asked: which of the training images; None takes those of ``data.fraction``.
 
     Raises:
         UserError: the data cannot be read, or there are fewer images than a batch.
@@ -73,7 +81,13 @@ def labelled_data(
     train_set, val_set = read_data(
         lambda: labelled_images(data, training, evaluation, data.fraction)
     )
-    check_batch(data.train_path, len(train_set), batch_size, world)
+    subset, source = None, f"data.train_path={data.train_path}"
+    if asked is not None:
+        train_set, subset = _taken(train_set, data, asked)
+        if subset.images < subset.total:
+            key = f"file={asked.file}" if asked.file else f"fraction={asked.fraction:g}"
+            source = f"labels.{key} of {source}"
+    check_batch(source, len(train_set), batch_size, world)
     named = NamesBadImages(val_set, 0.0, data.max_pixels)
     named_train = NamesBadImages(train_set, data.max_bad_fraction, data.max_pixels)
     _warn_of_sizes(data, named_train, named)
@@ -83,10 +97,37 @@ def labelled_data(
     )[1]
     with_our_workers(val)
     if data.format == "dali":
-        train = _dali(data, batch_size, dali_device, val)
+        samples = train_set.samples if subset is not None else dali_samples(data)
+        train = _dali(data, batch_size, dali_device, val, samples)
     else:
         train = epoch_loader(named_train, batch_size, data.num_workers, seed)
-    return LabelledData(train, val, len(train_set), len(val_set))
+    return LabelledData(train, val, len(train_set), len(val_set), subset)
+
+
+def _taken(images: Any, data: LinearData, asked: Asked) -> Tuple[Any, Subset]:
+    """The part of a data set that is asked for.
+
+    Raises:
+        UserError: the data set does not tell its labels, or its images have no names that a list could give.
+    """
+    if hasattr(images, "samples"):
+        subset = subset_of(images.samples, str(images.root), asked)
+        images.samples = [images.samples[index] for index in subset.indices]
+        return images, subset
+    labels = getattr(images, "targets", getattr(images, "labels", None))
+    if labels is None and (asked.file is not None or asked.fraction < 1):
+        raise UserError(
+            f"data.format={data.format} does not tell the classes of its images before they are read, so no part of "
+            "them can be drawn; use data.format=image_folder, or labels.fraction=1."
+        )
+    if asked.file is not None:
+        raise UserError(
+            f"labels.file={asked.file} names files, but {data.dataset} has none; use labels.fraction."
+        )
+    known = [int(label) for label in labels] if labels is not None else [-1] * len(images)
+    numbered: List[Sample] = [(str(index), label) for index, label in enumerate(known)]
+    subset = subset_of(numbered, "", asked)
+    return torch.utils.data.Subset(images, subset.indices), subset
 
 
 def _warn_of_sizes(data: LinearData, train: NamesBadImages, val: NamesBadImages) -> None:
@@ -120,7 +161,9 @@ def training_transform(dataset: str, crop: Optional[TrainTransform], evaluation:
     )
 
 
-def _dali(data: LinearData, batch_size: int, device: str, val: DataLoader) -> Any:
+def _dali(
+    data: LinearData, batch_size: int, device: str, val: DataLoader, samples: List[Sample]
+) -> Any:
     """The host's DALI data module for training; torch's loader for validation, which keeps the order."""
     module = ClassificationDALIDataModule(
         dataset=data.dataset,
@@ -132,7 +175,6 @@ def _dali(data: LinearData, batch_size: int, device: str, val: DataLoader) -> An
         dali_device=device,
     )
     module.val_dataloader = lambda: val
-    samples = dali_samples(data)
     files = [path for path, _ in samples]
     check_decodable(files)
     serve_files(module, samples)

@@ -114,7 +114,7 @@ def pretrain_loader(
         print(f"Transforms:\n{transform}")
     dataset = read_data(lambda: pretraining_images(data, transform))
     named = NamesBadImages(dataset, data.max_bad_fraction, data.max_pixels)
-    check_batch(data.train_path, len(named), batch_size, world)
+    check_batch(f"data.train_path={data.train_path}", len(named), batch_size, world)
     _check_shapes(views, named)
     crop = max(view.crop_size for view in views)
     warn_of_sizes(named, crop, f"they are enlarged to views of {crop} px")
@@ -148,7 +148,7 @@ def pretrain_dali(
     )
     samples = dali_samples(data)
     files = [path for path, _ in samples]
-    check_batch(data.train_path, len(files), batch_size, world)
+    check_batch(f"data.train_path={data.train_path}", len(files), batch_size, world)
     check_decodable(files)
     module = PretrainDALIDataModule(
         dataset=data.dataset,
@@ -297,8 +297,14 @@ def whole_transform(dataset: str, size: Optional[Size], statistics: Statistics) 
     return transforms.Compose([transforms.Resize(side), transforms.CenterCrop(side), steps])
 
 
-def check_batch(train_path: str, images: int, batch_size: int, world: int) -> None:
+def check_batch(source: str, images: int, batch_size: int, world: int) -> None:
     """At least one whole batch of two images on every device.
+
+    Args:
+        source: the key and value that the images are from.
+        images: how many.
+        batch_size: images a batch and process.
+        world: processes.
 
     Raises:
         UserError: too few images.
@@ -306,7 +312,7 @@ def check_batch(train_path: str, images: int, batch_size: int, world: int) -> No
     fits = images // world
     if fits < batch_size:
         raise UserError(
-            f"data.train_path={train_path} holds {images} image{'s' * (images != 1)}, fewer than one batch "
+            f"{source} holds {images} image{'s' * (images != 1)}, fewer than one batch "
             f"of {batch_size} on {world} device{'s' * (world != 1)}; "
             + (f"use optimizer.batch_size={fits} or less." if fits > 1 else "add images.")
         )

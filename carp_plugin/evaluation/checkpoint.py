@@ -67,6 +67,14 @@ class Pretrained:
         """Its name."""
         return self.trained.method
 
+    def named(self) -> Dict[str, Any]:
+        """What the settings of an evaluation may name of it: dotted key -> value."""
+        return {
+            "pretrain_method": self.method,
+            "backbone.name": self.trained.backbone.name,
+            "backbone.kwargs": self.trained.backbone.kwargs,
+        }
+
     @property
     def networks(self) -> Tuple[str, ...]:
         """``("student",)``, or ``("student", "teacher")`` where the method has a momentum copy."""
@@ -187,6 +195,25 @@ def load_pretrained(path: Union[str, Path]) -> Pretrained:
     if buffers:
         sentence += f"; not needed after training and left out: {', '.join(buffers)}"
     return Pretrained(path, trained, args, epoch, model, tensors, sentence)
+
+
+def agrees(pretrained: Pretrained, ours: Mapping[str, Any]) -> None:
+    """What the settings of an evaluation name of a checkpoint agrees with it.
+
+    Args:
+        pretrained: the checkpoint.
+        ours: keys of :meth:`Pretrained.named` and what they are set to; None agrees with anything.
+
+    Raises:
+        UserError: the first that does not.
+    """
+    theirs = pretrained.named()
+    for key, named in ours.items():
+        if named is not None and named != theirs[key]:
+            raise UserError(
+                f"{key}={named}, but {pretrained.path} holds {theirs[key]}; leave {key} out, or give the other "
+                "checkpoint."
+            )
 
 
 def read_args(path: Path) -> Tuple[Dict[str, Any], Trained]:

@@ -6,9 +6,8 @@ Every run proves that the backbone stayed what it was, weights and running stati
 from __future__ import annotations
 
 import hashlib
-import time
 from pathlib import Path
-from typing import Any, Dict, Mapping, Sequence, Tuple
+from typing import Any, Dict, Mapping, Sequence
 
 import torch
 import torch.nn as nn
@@ -16,17 +15,14 @@ from lightning.pytorch import LightningModule, Trainer, seed_everything
 from rich.table import Table
 
 from carp_plugin.data.labelled import LabelledData
-from carp_plugin.data.loaders import say_bad_images
 from carp_plugin.errors import UserError
-from carp_plugin.evaluation.checkpoint import Pretrained, advice_silenced
-from carp_plugin.evaluation.features import extract
+from carp_plugin.evaluation.checkpoint import Pretrained, advice_silenced, agrees
+from carp_plugin.evaluation.classifier import FEW, ClassifierRun
 from carp_plugin.host import HOST, LinearModel, make_contiguous
 from carp_plugin.host.cfg import linear_cfg, plain
 from carp_plugin.settings.linear import Linear
-from carp_plugin.terminal import say
 from carp_plugin.training.plan import Plan
 from carp_plugin.training.report import block_of, provenance, steps_line
-from carp_plugin.training.run import TrainingRun
 from carp_plugin.training.state import file_sha256, read_checkpoint
 
 
@@ -65,31 +61,17 @@ def check_named(settings: Linear, pretrained: Pretrained) -> None:
     Raises:
         UserError: another method, backbone or another of its arguments.
     """
-    theirs = _theirs(pretrained)
     ours = {
         "pretrain_method": settings.pretrain_method,
         "backbone.name": settings.backbone.name,
         "backbone.kwargs": settings.backbone.kwargs,
     }
-    for key, named in ours.items():
-        if named is not None and named != theirs[key]:
-            raise UserError(
-                f"{key}={named}, but {pretrained.path} holds {theirs[key]}; leave {key} out, or give the other "
-                "checkpoint."
-            )
-
-
-def _theirs(pretrained: Pretrained) -> Dict[str, Any]:
-    return {
-        "pretrain_method": pretrained.method,
-        "backbone.name": pretrained.trained.backbone.name,
-        "backbone.kwargs": pretrained.trained.backbone.kwargs,
-    }
+    agrees(pretrained, ours)
 
 
 def _of_checkpoint(settings: Linear, pretrained: Pretrained) -> Dict[str, Any]:
     """What is taken over from the checkpoint; ``features``, what the layer is trained on, is compared by resume."""
-    theirs, transforms = _theirs(pretrained), settings.data.model_dump(mode="json")
+    theirs, transforms = pretrained.named(), settings.data.model_dump(mode="json")
     return {
         "pretrain_method": theirs["pretrain_method"],
         "backbone": {"name": theirs["backbone.name"], "kwargs": theirs["backbone.kwargs"]},
@@ -116,7 +98,7 @@ def fingerprint(state: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-class LinearRun(TrainingRun):
+class LinearRun(ClassifierRun):
     """A linear evaluation that is ready to go.
 
     Args:
@@ -140,35 +122,15 @@ class LinearRun(TrainingRun):
         remarks: Sequence[str] = (),
     ) -> None:
         args = plain(model.cfg)
-        super().__init__(settings, args, model, plan, data.train, "linear")
-        self.pretrained, self.data, self.remarks = pretrained, data, list(remarks)
+        super().__init__(settings, args, model, data, plan, "linear")
+        self.pretrained, self.remarks = pretrained, list(remarks)
         self.frozen = fingerprint(self._backbone_state())
 
     def _backbone_state(self) -> Mapping[str, torch.Tensor]:
         backbone: Any = self.model.backbone
         return backbone.state_dict()
 
-    def go(self) -> Dict[str, Any]:
-        """Trains, measures, prints the table and writes the summary."""
-        self.resumed_from, wandb_run_id = self.resume()
-        if self.resumed_from is not None:
-            self._continue_from(self.resumed_from)
-        trainer = self.trainer(wandb_run_id)
-        started = time.time()
-        self.fit(trainer, self.data.train, self.data.val)
-        seconds = time.time() - started
-        say_bad_images(self.data.train)
-        self.check_frozen()
-        if not trainer.is_global_zero:
-            return {}
-        hits = self._hits(trainer)
-        summary = self._summary(hits, trainer, self.seconds(seconds))
-        where = self.write(summary)
-        say(closing(summary))
-        say(where)
-        return {**summary, "correct": hits[:, 0].tolist(), "epochs": self.history.epochs}
-
-    def _continue_from(self, path: Path) -> None:
+    def check_resumed(self, path: Path) -> None:
         """Checks that a run was on the same backbone.
 
         Raises:
@@ -187,7 +149,7 @@ class LinearRun(TrainingRun):
                 "give the checkpoint of a run on this one, or start anew with auto_resume.enabled=False."
             )
 
-    def check_frozen(self) -> None:
+    def check_trained(self) -> None:
         """Compares the backbone, weights and running statistics, with what was loaded.
 
         Raises:
@@ -200,45 +162,15 @@ class LinearRun(TrainingRun):
                 "take out whatever trains it or leaves it in training mode."
             )
 
-    @torch.no_grad()
-    def _hits(self, trainer: Trainer) -> torch.Tensor:
-        """Whether the label is the first, and whether it is among the first five: (N, 2) bool, in order."""
-        device = self.plan.machine.device
-        quiet = self.settings.enable_progress_bar is False
-        with trainer.precision_plugin.forward_context():
-            logits_NC, targets_N = extract(
-                _Logits(self.model).to(device),
-                self.data.val,
-                device,
-                title="" if quiet else "predictions of the last epoch's layer",
-            )
-        ranks = logits_NC.topk(min(5, logits_NC.size(1)), dim=1).indices
-        right = ranks == targets_N[:, None]
-        return torch.stack([right[:, 0], right.any(dim=1)], dim=1)
-
-    def _best(self, top1: float, top5: float) -> Tuple[float, float, int]:
-        """Top-1, top-5 and number of the best epoch by top-1, the first of equals."""
-        measured = [epoch for epoch in self.history.epochs if "val_acc1" in epoch]
-        if not measured:
-            return top1, top5, self.settings.max_epochs - 1
-        best = max(measured, key=lambda epoch: epoch["val_acc1"])
-        return _rounded(best["val_acc1"]), _rounded(best["val_acc5"]), int(best["epoch"])
-
-    def _summary(self, hits: torch.Tensor, trainer: Trainer, seconds: float) -> Dict[str, Any]:
-        top1, top5 = (_rounded(value) for value in (hits.float().mean(dim=0) * 100).tolist())
-        best_top1, best_top5, best_epoch = self._best(top1, top5)
+    def summary(self, hits: torch.Tensor, trainer: Trainer, seconds: float) -> Dict[str, Any]:
+        """What ``summary.json`` holds."""
         last = self.last_checkpoint()
         return {
             "name": self.settings.name,
             "pretrain_method": self.pretrained.method,
             "network": self.settings.network,
             "seed": self.settings.seed,
-            "top1": top1,
-            "top5": top5,
-            "best_top1": best_top1,
-            "best_top5": best_top5,
-            "best_epoch": best_epoch,
-            "last_epoch": self.history.last,
+            **self.accuracies(hits),
             "remarks": self.remarks,
             "classes": self.plan.classes,
             "images": {"train": self.data.images, "val": self.data.val_images},
@@ -256,21 +188,9 @@ class LinearRun(TrainingRun):
             **provenance(self.plan.machine, self.settings.values()),
         }
 
-
-class _Logits(nn.Module):
-    """A linear model as images (N, 3, H, W) to logits (N, C)."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.model(images)["logits"]
-
-
-def _rounded(percent: float) -> float:
-    """Three decimals: the host averages over batches in float32, which is exact to no more."""
-    return round(percent, 3)
+    def closing(self, summary: Dict[str, Any]) -> Table:
+        """The table that a run ends with."""
+        return closing(summary)
 
 
 def opening(settings: Linear, pretrained: Pretrained, data: LabelledData, plan: Plan) -> Table:
@@ -304,7 +224,7 @@ def closing(summary: Dict[str, Any]) -> Table:
     )
     table.add_column("layer of")
     table.add_column("top-1", justify="right")
-    few = f" ({summary['classes']} classes: always 100)" if summary["classes"] <= 5 else ""
+    few = f" ({summary['classes']} classes: always 100)" if summary["classes"] <= FEW else ""
     table.add_column(f"top-5{few}", justify="right")
     table.add_row("the last epoch", f"{summary['top1']:.2f}", f"{summary['top5']:.2f}")
     best = f"the best epoch, {summary['best_epoch']}"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, Dict, Iterable, List, Mapping, Set
+from typing import Any, Dict, Iterable, List, Mapping, Set, Union
 
 import torch
 
 from carp_plugin import register
 from carp_plugin.errors import UserError, did_you_mean
 from carp_plugin.host import BACKBONES, LARS, METHODS, method_keys
+from carp_plugin.settings.finetune import FinetuneOptimizer
 from carp_plugin.settings.parts import Optimizer
 from carp_plugin.settings.pretraining import OWN, Pretraining
 
@@ -45,7 +46,7 @@ def _check_kwargs(method: str, given: Mapping[str, object]) -> None:
             )
 
 
-def check_optimizer(optimizer: Optimizer) -> None:
+def check_optimizer(optimizer: Union[Optimizer, FinetuneOptimizer]) -> None:
     """The optimizer takes what it is given besides, all of it together.
 
     Raises:

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from carp_plugin.errors import UserError, did_you_mean
 from carp_plugin.settings import kinds
 from carp_plugin.settings.comparison import Comparison, EveryKey
+from carp_plugin.settings.finetune import Finetune
 from carp_plugin.settings.linear import Linear
 from carp_plugin.settings.mistakes import known_keys
 from carp_plugin.settings.model import extra_of, walk
@@ -95,8 +96,16 @@ optimizer is given follows: `optimizer.lr` x global batch / 256.
 
 Editors complete and check the keys by the JSON schemas in `docs/schema/`: VS Code those of the recipes in
 `scripts/` by itself (`.vscode/settings.json`, with its YAML extension), and those of any file that begins with
-`# yaml-language-server: $schema=PATH/docs/schema/pretraining.json` (or `linear.json`, `comparison.json`).
+`# yaml-language-server: $schema=PATH/docs/schema/pretraining.json` (or `linear.json`, `finetuning.json`,
+`comparison.json`).
 """
+
+
+#: Keys of a fine-tuning that are called as a pretraining's and mean something else.
+_OTHERWISE = (
+    "optimizer.name optimizer.lr optimizer.classifier_lr optimizer.weight_decay scheduler.name "
+    "scheduler.lr_decay_steps backbone.name backbone.kwargs"
+).split()
 
 
 class Section(NamedTuple):
@@ -113,8 +122,13 @@ def _sections() -> List[Section]:
     shared = {row.key for row in rows(Run)}
     own = [row for row in every if row.key not in shared]
     linear = [row for row in rows(Linear) if row.key not in {r.key for r in every}]
+    tuned = [
+        row
+        for row in rows(Finetune)
+        if row.key not in {r.key for r in every} or row.key in _OTHERWISE
+    ]
     return [
-        Section("Every run", "Pretraining and linear evaluation.", [
+        Section("Every run", "Pretraining, linear evaluation and fine-tuning.", [
             row for row in every if row.key in shared and row.key not in trainer]),
         Section("Lightning's trainer", "Keys at the top, handed on; null is Lightning's own default.", [
             row for row in every if row.key in trainer]),
@@ -124,6 +138,8 @@ def _sections() -> List[Section]:
                 [row._replace(default="the host's") for row in rows(HostMethodKwargs, "method_kwargs.")]),
         Section("Linear evaluation", "`main_linear.py`: these, and those of every run, of `data` (with `val_path` "
                 "required), `optimizer` (without `classifier_lr`) and `dali.device`.", linear),
+        Section("Fine-tuning", "`main_finetune.py`: these, and those of every run, of `data` (with `val_path` "
+                "required, no `fraction`), `optimizer.batch_size`, `optimizer.kwargs` and `dali.device`.", tuned),
         Section("Comparison", "`main_compare.py`: these, and those of a pretraining, the same for every method.",
                 list(rows(Comparison))),
         Section("k-NN", "Flags of `main_knn.py`, as `--k 20 200`.", [
@@ -169,6 +185,7 @@ def _by_node(found: Sequence[Row]) -> List[Tuple[str, List[Row]]]:
 SCHEMAS: Dict[str, Type[BaseModel]] = {
     "pretraining.json": CarpPretraining,
     "linear.json": Linear,
+    "finetuning.json": Finetune,
     "comparison.json": EveryKey,
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Dict, List
 
+from carp_plugin.settings.finetune import Finetune
 from carp_plugin.settings.parts import CarpKwargs
 from carp_plugin.settings.pretraining import Pretraining
 from carp_plugin.settings.trainer import Run
@@ -22,10 +23,11 @@ class Plan:
         steps_per_epoch: optimizer steps of an epoch.
         total_steps: optimizer steps of the run.
         global_batch: images of an optimizer step, over devices, nodes and accumulated batches.
-        lr: peak learning rate: ``optimizer.lr`` x batch of all processes / 256, and in a pretraining x accumulated
-            batches, which the host's linear model leaves out.
-        classifier_lr: of the online classifier; 0 where the run has none.
-        min_lr: final learning rate, which the batch does not scale; accumulated batches do, as they do ``lr``.
+        lr: peak learning rate: ``optimizer.lr`` x batch of all processes / 256, and in a pretraining and a fine-tuning
+            x accumulated batches, which the host's linear model leaves out. Of the backbone in a fine-tuning.
+        classifier_lr: of the online classifier, or of a fine-tuning's; 0 where the run has none.
+        min_lr: final learning rate, which the batch does not scale; accumulated batches do, as they do ``lr``. In a
+            fine-tuning what is left of ``lr``.
     """
 
     machine: Machine
@@ -47,7 +49,7 @@ def plan_of(settings: Run, machine: Machine, images: int, classes: int) -> Plan:
     """Derives the numbers of a run.
 
     Args:
-        settings: of a pretraining or a linear evaluation.
+        settings: of a pretraining, a linear evaluation or a fine-tuning.
         machine: what it trains on.
         images: number of training images.
         classes: of the data set.
@@ -68,6 +70,10 @@ def plan_of(settings: Run, machine: Machine, images: int, classes: int) -> Plan:
         )
         if settings.data.val_path is not None:  # the host scales it only where it validates
             classifier_scale = scale
+    min_lr = getattr(settings.scheduler, "min_lr", 0.0) * times
+    if isinstance(settings, Finetune):
+        times, classifier_scale = accumulated, scale
+        min_lr = optimizer.lr * scale * times * lowered(settings)
     return Plan(
         machine=machine,
         images=images,
@@ -77,8 +83,16 @@ def plan_of(settings: Run, machine: Machine, images: int, classes: int) -> Plan:
         global_batch=batch * accumulated,
         lr=optimizer.lr * scale * times,
         classifier_lr=getattr(optimizer, "classifier_lr", 0.0) * classifier_scale * times,
-        min_lr=settings.scheduler.min_lr * times,
+        min_lr=min_lr,
     )
+
+
+def lowered(settings: Finetune) -> float:
+    """The factor of the last epoch's rates in a fine-tuning."""
+    scheduler: Any = settings.scheduler
+    if scheduler.name != "step":
+        return 1.0
+    return scheduler.gamma ** sum(step < settings.max_epochs for step in scheduler.lr_decay_steps)
 
 
 def warnings_of(settings: Pretraining, plan: Plan) -> List[str]:

@@ -24,6 +24,7 @@ _KNOWN_BY = {
     "data.train_path": "images_fingerprint",
     "data.val_path": "val_images_fingerprint",
     "pretrained_feature_extractor": "features.sha256",
+    "labels.file": "subset.file_sha256",
 }
 _NAMED = 8  # settings in a sentence
 

@@ -11,6 +11,7 @@ from carp_plugin.host import METHODS, method_keys
 from carp_plugin.methods.known import check_optimizer, check_pretraining, optimizer_kwargs
 from carp_plugin.settings import kinds
 from carp_plugin.settings.comparison import Comparison, EveryKey
+from carp_plugin.settings.finetune import Finetune
 from carp_plugin.settings.linear import Linear
 from carp_plugin.settings.model import Settings, defaults_of, field_at, free_keys, walk
 from carp_plugin.settings.offline import Knn, Umap
@@ -21,7 +22,7 @@ from carp_plugin.settings.trainer import NOT_FROM_A_FILE, Trainer
 from carp_plugin.training.devices import machine_of
 from tests.helpers import image_folder, small_settings
 
-MODELS = [CarpPretraining, Pretraining, Linear, Comparison, Knn, Umap, Evaluate]
+MODELS = [CarpPretraining, Pretraining, Linear, Finetune, Comparison, Knn, Umap, Evaluate]
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)

@@ -28,7 +28,7 @@ TRAINER = inspect.signature(Trainer.__init__).parameters
 KEYS = """
     name backbone data augmentations optimizer scheduler checkpoint auto_resume wandb performance seed
     initial_checkpoint resume_from_checkpoint dali method method_kwargs momentum auto_umap knn_eval evaluation collapse
-    debug_augmentations pretrained_feature_extractor pretrain_method network
+    debug_augmentations pretrained_feature_extractor pretrain_method network weights labels
     dir methods seeds settings jobs threads keep_checkpoints knn linear gallery holdout trials
 """.split()
 
@@ -46,7 +46,7 @@ def parametrized(paths):
 
 
 def test_the_recipes_are_there():
-    assert len(RECIPES) == 30
+    assert len(RECIPES) == 36
 
 
 @parametrized(RECIPES)

@@ -8,13 +8,18 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from carp_plugin.commands.entries import COMPARE, LINEAR, PRETRAIN
+from carp_plugin.commands.entries import COMPARE, FINETUNE, LINEAR, PRETRAIN
 from carp_plugin.settings import reference
 from carp_plugin.settings.mistakes import known_keys
 from carp_plugin.settings.pretraining import CarpPretraining
 from tests.run_cli import ROOT
 
-KINDS = {"pretrain": "pretraining.json", "linear": "linear.json", "compare": "comparison.json"}
+KINDS = {
+    "pretrain": "pretraining.json",
+    "linear": "linear.json",
+    "finetune": "finetuning.json",
+    "compare": "comparison.json",
+}
 RECIPES = sorted((ROOT / "scripts").rglob("*.yaml"))
 
 
@@ -99,7 +104,7 @@ def test_the_schema_refuses_a_slip(value):
     assert problems(value, schema, schema)
 
 
-@pytest.mark.parametrize("command", [PRETRAIN, LINEAR, COMPARE], ids=lambda c: c.name)
+@pytest.mark.parametrize("command", [PRETRAIN, LINEAR, FINETUNE, COMPARE], ids=lambda c: c.name)
 def test_help_names_recipes_and_keys(command, capsys):
     command.main(["--help"])
     said = capsys.readouterr().out

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from carp_plugin.host.cfg import plain, pretrain_cfg
 from carp_plugin.settings import kinds
+from carp_plugin.settings.finetune import Finetune
 from carp_plugin.settings.linear import Linear
 from carp_plugin.settings.model import walk
 from carp_plugin.settings.pretraining import CarpPretraining, Pretraining, read_pretraining
@@ -225,7 +226,7 @@ def test_a_pipeline_more_and_a_key_of_one_are_named(args):
     assert differing(several, newer, identity) == "augmentations.1.new"
 
 
-@pytest.mark.parametrize("model", [Pretraining, CarpPretraining, Linear])
+@pytest.mark.parametrize("model", [Pretraining, CarpPretraining, Linear, Finetune])
 def test_free_keys_of_every_kind_of_run_are_the_same_and_no_others(model):
     """A key is free where it stands in this list: to make one free is a decision, not a slip."""
     shared = {"log_every_n_steps", "enable_progress_bar", "enable_model_summary", "profiler"}
@@ -235,7 +236,7 @@ def test_free_keys_of_every_kind_of_run_are_the_same_and_no_others(model):
     pretraining = {"evaluation", "collapse", "knn_eval", "auto_umap", "debug_augmentations"}
     free = set(identity_of(model).free)
     tops = {key for key in free if key.rpartition(".")[0] not in free}
-    assert tops == (shared if model is Linear else shared | pretraining)
+    assert tops == (shared if model in (Linear, Finetune) else shared | pretraining)
 
 
 # --------------------------------------------------------------------------------- as a user writes them

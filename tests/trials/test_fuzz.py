@@ -4,6 +4,7 @@ import pytest
 
 from carp_plugin.commands.entries import FLAGGED
 from carp_plugin.settings.comparison import Comparison
+from carp_plugin.settings.finetune import Finetune
 from carp_plugin.settings.flags import flag
 from carp_plugin.settings.kinds import node
 from carp_plugin.settings.linear import Linear
@@ -31,7 +32,8 @@ def test_the_fuzz_knows_every_key():
     pretraining = leaves_and_nodes(CarpPretraining) - {"debug_augmentations"}
     hosts = {f"method_kwargs.{key}" for key in HostMethodKwargs.model_fields}
     assert pretraining | hosts <= {*all_keys(), "data", "dali", "debug_augmentations"}
-    for script, model in (("main_linear.py", Linear), ("main_compare.py", Comparison)):
+    trained = (("main_linear.py", Linear), ("main_finetune.py", Finetune))
+    for script, model in (*trained, ("main_compare.py", Comparison)):
         own = {key for keys in OTHERS[script].values() for key in keys}
         assert leaves_and_nodes(model) - pretraining - {"data.train_transform"} <= own | {"name"}
     for command in FLAGGED:

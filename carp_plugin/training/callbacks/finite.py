@@ -21,6 +21,9 @@ _TERMS = {
     "train_class_loss": "the online classifier's loss",
 }
 
+#: What a pretraining may do about it.
+CHANGE = "begin anew with a lower optimizer.lr or a longer scheduler.warmup_epochs"
+
 
 class FiniteLoss(Callback):
     """Ends training with one sentence when the loss or a gradient is not finite, after saving what was good.
@@ -41,10 +44,11 @@ class FiniteLoss(Callback):
 
     Args:
         checkpointer: of the run; None saves nothing.
+        change: what the user may do about it, as a part of a sentence.
     """
 
-    def __init__(self, checkpointer: Optional[Checkpointer] = None) -> None:
-        self.checkpointer = checkpointer
+    def __init__(self, checkpointer: Optional[Checkpointer] = None, change: str = CHANGE) -> None:
+        self.checkpointer, self.change = checkpointer, change
         self._batch: Any = None
         self._loss: Optional[Tensor] = None  # of the step's batches; a sum keeps what is not finite
         self._statistics: List[Tensor] = []
@@ -132,8 +136,7 @@ class FiniteLoss(Callback):
             )
         if spoilt_of.any():
             return f"{what}, nor is an image of the batch", "look at the images and augmentations"
-        change = "begin anew with a lower optimizer.lr or a longer scheduler.warmup_epochs"
-        return what, change + (
+        return what, self.change + (
             ", or set precision=32-true" if "16" in str(trainer.precision) else ""
         )
 
