@@ -96,10 +96,16 @@ OTHERS: Dict[str, Dict[str, Sequence[str]]] = {
         "node": ["data.train_transform", "labels"],
     },
     "main_compare.py": {
-        "path": ["dir", "landmarks.ground_truth", "landmarks.images", "voc07.root"],
+        "path": [
+            "dir",
+            "landmarks.ground_truth",
+            "landmarks.images",
+            "voc07.root",
+            "logistic.file",
+        ],
         "word": ["clustering.images", "copies.distractors", "voc07.difficult"],
         "list": """methods seeds protocols knn.k knn.features logistic.C clustering.k retrieval.ranks
-            copies.transformations voc07.C voc07.shots""".split(),
+            copies.transformations voc07.C voc07.shots logistic.fractions""".split(),
         "whole": """jobs threads gallery.rows gallery.columns holdout.seed
             logistic.max_iterations clustering.starts clustering.iterations landmarks.size
             copies.images voc07.draws""".split(),
@@ -119,12 +125,12 @@ OTHERS: Dict[str, Dict[str, Sequence[str]]] = {
         "flags of whole": """knn.k logistic.max_iterations clustering.k clustering.starts
             clustering.iterations retrieval.ranks landmarks.size copies.images batch_size num_workers
             seed voc07.shots voc07.draws""".split(),
-        "flags of number": "knn.temperature logistic.C voc07.C".split(),
+        "flags of number": "knn.temperature logistic.C logistic.fractions voc07.C".split(),
         "flags of word": """protocols feature_type networks dataset data_format feature_dtype device
             clustering.images copies.transformations copies.distractors datasets download
             voc07.difficult""".split(),
         "flags of path": """pretrained_checkpoint_dir train_data_path val_data_path json data_root
-            landmarks.ground_truth landmarks.images voc07.root""".split(),
+            landmarks.ground_truth landmarks.images voc07.root logistic.file""".split(),
     },
     "main_umap.py": {
         "flags of whole": ["seed", "batch_size", "num_workers"],

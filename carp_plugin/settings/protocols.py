@@ -14,6 +14,7 @@ from carp_plugin.settings.kinds import (
     Pixels,
     Positive,
     Seed,
+    Share,
     Switch,
     Text,
 )
@@ -49,6 +50,12 @@ class Logistic(Settings):
         min_length=1,
     )
     max_iterations: Count = key(1000, "of L-BFGS")
+    fractions: Tuple[Share, ...] = key(
+        (1.0,), "of the labels of every class: 0.01 and 0.1 as in table 2", min_length=1
+    )
+    file: Optional[PathText] = key(
+        None, "a list of the images whose labels are used, one name a line, beside the fractions"
+    )
 
 
 class Clustering(Settings):

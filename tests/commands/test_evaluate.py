@@ -4,6 +4,7 @@ import json
 import pickle
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +12,8 @@ from carp_plugin.commands.entries import EVALUATE, KNN
 from carp_plugin.commands.evaluate import evaluate
 from carp_plugin.commands.knn import knn
 from carp_plugin.commands.pretrain import pretrain
+from carp_plugin.data.listing import list_images
+from carp_plugin.data.subsets import subset_of
 from carp_plugin.evaluation.protocols import PROTOCOLS
 from carp_plugin.host import HOST
 from tests.helpers import image_folder, small_settings, write_image
@@ -62,6 +65,26 @@ def test_its_knn_is_that_of_main_knn(run):
     for result in theirs:
         scores = ours[f"{result['network']}/backbone"]["scores"]
         assert scores[f"top1 (k = {result['k']})"]["value"] == result["top1"]
+
+
+def test_logistic_regression_takes_the_labels_of_fine_tuning(run, tmp_path):
+    """Fractions and published lists name the same images as main_finetune.py does."""
+    args = json.loads((run / "args.json").read_text())
+    samples = list_images(args["data"]["train_path"], labelled=True).samples
+    half = subset_of(
+        samples, args["data"]["train_path"], SimpleNamespace(fraction=0.5, file=None, seed=3)
+    )
+    names = [Path(samples[i][0]).relative_to(args["data"]["train_path"]) for i in half.indices]
+    listed = tmp_path / "half.txt"
+    listed.write_text("".join(f"{name}\n" for name in names))
+    given = ["--protocols", "logistic", "--logistic.C", "1", "--seed", "3", "--networks", "student"]
+    given += ["--logistic.fractions", "1", "0.5", "--logistic.file", str(listed)]
+    found = evaluate(flags(run, *given))["protocols"]["logistic"]["results"]["student/backbone"]
+    drawn, named = found["50 % of labels"]["subset"], found["listed labels"]["subset"]
+    assert drawn["sha256"] == named["sha256"] == half.sha256 and drawn["images"] == 12
+    scores = {name: score["value"] for name, score in found["scores"].items()}
+    assert scores["top1, 50 % of labels"] == scores["top1, listed labels"]
+    assert list(scores)[0] == "top1"
 
 
 def test_a_protocol_that_fails_costs_no_other(run, tmp_path, capsys, monkeypatch):

@@ -6,15 +6,19 @@ The penalty is chosen on a fifth of the training images, held out of every class
 from __future__ import annotations
 
 import warnings
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
+import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from carp_plugin.data.images import named_images
+from carp_plugin.data.subsets import Subset, subset_of
+from carp_plugin.errors import UserError
 from carp_plugin.evaluation.shape import Images, Result, by_column
 from carp_plugin.evaluation.store import Features
 from carp_plugin.settings.protocols import Logistic
@@ -23,18 +27,88 @@ _HELD_OUT = 0.2
 
 
 def measure(images: Images, settings: Logistic) -> Dict[str, Result]:
-    """Accuracy of every column.
+    """Accuracy of every column, on every part of the labels that is asked for.
 
     Args:
         images: labelled.
         settings: of the protocol.
+
+    Raises:
+        UserError: the list of images is not there or does not fit, or parts are asked for of images without names.
     """
-    return by_column(
-        images,
-        lambda train, val: logistic(
-            train, val, settings.C, settings.max_iterations, seed=images.seed
-        ),
-    )
+    parts = _parts(images, settings)
+
+    def of_column(train: Features, val: Features) -> Result:
+        found = {
+            words: logistic(
+                _some(train, subset), val, settings.C, settings.max_iterations, seed=images.seed
+            )
+            for words, subset in parts.items()
+        }
+        return _together(found, parts)
+
+    return by_column(images, of_column)
+
+
+class _Asked(NamedTuple):
+    fraction: float
+    file: Optional[str]
+    seed: int
+
+
+def _parts(images: Images, settings: Logistic) -> Dict[str, Optional[Subset]]:
+    """Words for a measure -> the part of the training images; all of them are None, without words."""
+    wanted = [_Asked(fraction, None, images.seed) for fraction in dict.fromkeys(settings.fractions)]
+    if settings.file is not None:
+        wanted.append(_Asked(1.0, settings.file, images.seed))
+    parts: Dict[str, Optional[Subset]] = {}
+    for asked in wanted:
+        if asked.file is None and asked.fraction == 1:
+            parts[""] = None
+            continue
+        named = named_images(images.loaders["train"])
+        samples = getattr(named.dataset, "samples", None) if named else None
+        if named is None or not samples:
+            raise UserError(
+                "logistic regression on a part of the labels needs images in class folders, whose names say which; "
+                "leave out logistic.fractions and logistic.file."
+            )
+        words = f"{100 * asked.fraction:g} % of labels" if asked.file is None else "listed labels"
+        parts[words] = subset_of(samples, named.root, asked)
+    return parts
+
+
+def _some(features: Features, subset: Optional[Subset]) -> Features:
+    if subset is None:
+        return features
+    rows = torch.tensor(subset.indices)
+    return Features(features.feats[rows], features.targets[rows])
+
+
+def _together(found: Mapping[str, Result], parts: Mapping[str, Optional[Subset]]) -> Result:
+    """The results of all parts as one; the first one's first score is the headline."""
+    scores: Dict[str, float] = {}
+    per_image: Dict[str, np.ndarray] = {}
+    details: Dict[str, Any] = {}
+    remarks: List[str] = []
+    for words, result in found.items():
+        for name, score in result.scores.items():
+            measured = f"{name}, {words}" if words else name
+            scores[measured] = score
+            if name in result.per_image:
+                per_image[measured] = result.per_image[name]
+        subset = parts[words]
+        own = {**result.details, **({} if subset is None else {"subset": subset.as_dict()})}
+        details.update({words: own} if words else own)
+        remarks += [_of_part(words, remark) for remark in result.remarks]
+    return Result(scores, per_image, details, tuple(remarks))
+
+
+def _of_part(words: str, remark: str) -> str:
+    if not words:
+        return remark
+    warning = "warning: " if remark.startswith("warning: ") else ""
+    return f"{warning}{words}: {remark[len(warning) :]}"
 
 
 def logistic(
