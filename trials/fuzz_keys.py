@@ -111,7 +111,7 @@ OTHERS: Dict[str, Dict[str, Sequence[str]]] = {
             copies.images voc07.draws""".split(),
         "switch": ["keep_checkpoints"],
         "number": ["knn.temperature", "holdout.fraction"],
-        "node": """settings knn logistic clustering retrieval landmarks copies voc07 linear gallery holdout
+        "node": """settings knn logistic clustering retrieval landmarks copies voc07 linear finetune gallery holdout
             trials""".split(),
     },
     "main_knn.py": {

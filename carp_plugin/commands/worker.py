@@ -25,17 +25,20 @@ import numpy as np
 import torch
 
 from carp_plugin.commands.evaluate import remarks_of
+from carp_plugin.commands.finetune import finetune
 from carp_plugin.commands.linear import linear
 from carp_plugin.commands.pretrain import pretrain
 from carp_plugin.compare.gallery import save
 from carp_plugin.compare.plan import merged
 from carp_plugin.compare.runner import JOB, RESULT
+from carp_plugin.compare.statistics import LABELS_ALONE
 from carp_plugin.data.loaders import evaluation_transform, labelled_loaders, whole_transform
 from carp_plugin.errors import UserError
 from carp_plugin.evaluation.checkpoint import load_pretrained
 from carp_plugin.evaluation.protocols import PROTOCOLS, besides
 from carp_plugin.evaluation.protocols.knn import KnnResult, doubt_on_top5, weighted_knn
 from carp_plugin.evaluation.shape import Images
+from carp_plugin.settings.finetune import read_finetune
 from carp_plugin.settings.linear import read_linear
 from carp_plugin.settings.pretraining import read_pretraining
 from carp_plugin.settings.protocols import Others
@@ -75,14 +78,18 @@ def work(folder: Path) -> Dict[str, Any]:
         result["tensors"], result["spread"] = knn["tensors"], knn["spread"]
         result["gallery"] = knn["gallery"]
         result["remarks"] += knn.get("remarks", [])  # a stage of an earlier version has none
-    if settings["linear"]:
-        result["seconds"]["linear"] = 0.0
-        for network in [name for name in ("student", "teacher") if name in accuracy]:
-            evaluate = partial(_linear, folder, checkpoint, network, settings)
-            linear = _stage(folder, f"linear-{network}", evaluate)
-            result["remarks"] += linear.get("remarks", [])
-            accuracy[network]["linear"] = linear["accuracy"]
-            result["seconds"]["linear"] += linear["seconds"]
+    networks = [name for name in ("student", "teacher") if name in accuracy]
+    jobs = [("linear", name) for name in networks if settings["linear"]]
+    if settings.get("finetune"):
+        jobs += [("finetune", name) for name in networks]
+        jobs += [("finetune", LABELS_ALONE)] * settings["finetune"]["labels_alone"]
+    for kind, network in jobs:
+        evaluate = partial(_classifier, folder, checkpoint, kind, network, settings)
+        done = _stage(folder, f"{kind}-{network.replace(' ', '-')}", evaluate)
+        result["remarks"] += done.get("remarks", [])
+        accuracy.setdefault(network, {})[kind] = done["accuracy"]
+        seconds = result["seconds"].get(kind, 0.0)
+        result["seconds"][kind] = round(seconds + done["seconds"], 1)
     result["remarks"] = list(dict.fromkeys(result["remarks"]))
     if (folder / CORRECT).is_file():
         result["correct"] = CORRECT
@@ -215,20 +222,22 @@ def _frozen(folder: Path, checkpoint: Path, settings: Dict[str, Any]) -> Dict[st
     }
 
 
-def _linear(
-    folder: Path, checkpoint: Path, network: str, settings: Dict[str, Any]
+def _classifier(
+    folder: Path, checkpoint: Path, kind: str, network: str, settings: Dict[str, Any]
 ) -> Dict[str, Any]:
-    pretrain = settings["pretrain"]
-    models = folder / f"linear-{network}"
-    shutil.rmtree(models, ignore_errors=True)
+    """A linear evaluation or a fine-tuning of a network, or a fine-tuning from labels alone."""
+    pretrain, name = settings["pretrain"], network.replace(" ", "-")
+    shutil.rmtree(folder / f"{kind}-{name}", ignore_errors=True)
+    alone = network == LABELS_ALONE
     own = {
-        "name": network,
-        "network": network,
+        "name": name,
+        "network": "student" if alone else network,
         "pretrained_feature_extractor": str(checkpoint),
         "seed": pretrain["seed"],
         "checkpoint": {"enabled": False},
         "auto_resume": {"enabled": False},
         "enable_progress_bar": False,
+        **({"weights": "random"} if alone else {}),
     }
     # The images, their size and the machine are those of the pretraining, whichever was chosen there.
     data = {
@@ -236,13 +245,14 @@ def _linear(
         for key in ("dataset", "train_path", "val_path", "eval_transform")
     }
     machine = {key: pretrain[key] for key in ("accelerator", "devices") if key in pretrain}
-    given = merged(settings["linear"], own, machine)
+    keys = settings["linear"] if kind == "linear" else settings["finetune"]["keys"]
+    given = merged(keys, own, machine)
     given["data"] = {**given["data"], **data, "prepare": None}
-    done = linear(read_linear(given))
-    _save_correct(folder, {f"linear/{network}": np.asarray(done["correct"])})
-    keys = ("top1", "top5", "best_top1", "best_top5", "best_epoch")
+    done = linear(read_linear(given)) if kind == "linear" else finetune(read_finetune(given))
+    _save_correct(folder, {f"{kind}/{network}": np.asarray(done["correct"])})
+    measures = ("top1", "top5", "best_top1", "best_top5", "best_epoch")
     return {
-        "accuracy": {key: done[key] for key in keys},
+        "accuracy": {key: done[key] for key in measures},
         "remarks": done["remarks"],
         "seconds": round(done["seconds"], 1),
     }

@@ -12,6 +12,7 @@ from carp_plugin.data.holdout import hold_out
 from carp_plugin.errors import UserError, did_you_mean
 from carp_plugin.methods.known import methods
 from carp_plugin.settings.comparison import Asked, Comparison
+from carp_plugin.settings.finetune import Finetune
 from carp_plugin.settings.linear import Linear
 from carp_plugin.settings.pretraining import Pretraining, read_pretraining
 from carp_plugin.settings.reading import read
@@ -87,7 +88,7 @@ def plan(asked: Asked) -> Plan:
         data.update(train_path=str(train), val_path=str(val), prepare=None)
     first = _read(settings, shared, settings.methods[0], {})
     settings = _with_fitting_k(settings, first)
-    _check_linear(settings)
+    _check_trained(settings)
     for method in settings.methods:
         for trial in _trials(settings, method):
             check_run(_read(settings, shared, method, trial or {}))
@@ -134,13 +135,15 @@ def _with_fitting_k(settings: Comparison, first: Pretraining) -> Comparison:
     return settings.model_copy(update={"knn": settings.knn.model_copy(update={"k": fitting})})
 
 
-def _check_linear(settings: Comparison) -> None:
+def _check_trained(settings: Comparison) -> None:
     """What is evaluated, and the images, are each run's own; here any do."""
-    if settings.linear is None:
-        return
     own = {"name": "linear", "pretrained_feature_extractor": "each run's"}
     data = {"dataset": "custom", "train_path": "each run's", "val_path": "each run's"}
-    read(Linear, merged(settings.linear, {**own, "data": data}), within="linear.")
+    for name, model in (("linear", Linear), ("finetune", Finetune)):
+        given = getattr(settings, name)
+        if given is not None:
+            own["name"] = name
+            read(model, merged(given, {**own, "data": data}), within=f"{name}.")
 
 
 def _trials(settings: Comparison, method: str) -> List[Optional[Dict[str, Any]]]:
@@ -213,6 +216,10 @@ def _job(
         "gallery": own["gallery"] if method == "carp" else None,
         "threads": settings.threads,
     }
+    if settings.finetune is not None:
+        # From labels alone it is the same for every method: the first one's run has it.
+        first = method == settings.methods[0]
+        decides["finetune"] = {"keys": own["finetune"], "labels_alone": first}
     if settings.protocols:
         decides["protocols"] = {name: own[name] for name in settings.protocols if name != "knn"}
     return Job(label, method, seed, decides, trial)

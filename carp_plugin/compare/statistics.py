@@ -23,6 +23,8 @@ Correct = Callable[[Run], Mapping[str, NDArray[Any]]]
 #: Those that have places of their own in a run's accuracy; the others are protocols, by their headlines.
 METRICS = ("knn/student", "knn/teacher", "linear/student", "linear/teacher")
 _OWN = ("knn", "linear", "online_linear")
+#: The network that was never pretrained, where fine-tuning has labels alone.
+LABELS_ALONE = "labels alone"
 _TOLERANCE = 0.02  # percentage points: accuracies may have been rounded to two decimals
 
 
@@ -38,7 +40,7 @@ def accuracy_of(run: Run, metric: str, headline_k: int = 20) -> Optional[float]:
     measured = ((run.get("accuracy") or {}).get(features) or {}).get(kind)
     if not measured:
         return None
-    if kind == "linear":
+    if kind in ("linear", "finetune"):
         return float(measured["top1"])
     if kind != "knn":
         return float(measured["scores"][measured["headline"]]["value"])
@@ -242,6 +244,15 @@ def lines_of(results: Mapping[str, Any]) -> Tuple[List[str], List[List[str]]]:
     if any(level is not None for level in floor):
         cells = ["-" if level is None else f"{level:.2f}" for level in floor]
         lines.append(["random network", "", *cells, "", "", ""])
+    alone = [
+        a for a in (accuracy_of(run, f"finetune/{LABELS_ALONE}") for run in runs) if a is not None
+    ]
+    if alone:
+        value = f"{np.mean(alone):.2f}" + (
+            f" ± {np.std(alone, ddof=1):.2f}" if len(alone) > 1 else ""
+        )
+        cells = [value if metric == "finetune/student" else "" for metric in metrics]
+        lines.append([f"supervised ({LABELS_ALONE})", str(len(alone)), *cells, "", "", ""])
     return header, lines
 
 
@@ -265,8 +276,8 @@ def doubts_of(runs: Sequence[Run]) -> List[str]:
 def metric_name(metric: str, headline_k: int) -> str:
     """A metric as people read it: "k-NN (k = 20), student"."""
     kind, features = metric.split("/")
-    if kind == "linear":
-        return f"linear, {features}"
+    if kind in ("linear", "finetune"):
+        return f"{'linear' if kind == 'linear' else 'fine-tuned'}, {features}"
     title = PROTOCOLS[kind].title if kind in PROTOCOLS else kind
     headline = (
         f"k = {headline_k}"
@@ -291,7 +302,9 @@ def explanation(summary: Mapping[str, Any]) -> str:
     rows = [row for metric in summary["metrics"] for row in summary[metric].values()]
     shared = [len(row["difference"]["seeds"]) for row in rows if row["difference"]]
     several = any(row["n"] > 1 for row in rows)
-    others = any(metric.split("/")[0] not in ("knn", "linear") for metric in summary["metrics"])
+    others = any(
+        metric.split("/")[0] not in ("knn", "linear", "finetune") for metric in summary["metrics"]
+    )
     what = "Top-1 accuracy, or what a protocol names," if others else "Top-1 accuracy"
     text = f"{what} on the validation images in %" + (
         ", mean ± standard deviation over seeds" if several else ", of one seed"

@@ -73,6 +73,9 @@ class Comparison(Others):
         (), "besides k-NN, on the same frozen features; each has a node of its name"
     )
     linear: Optional[Free] = key(None, "keys of a linear evaluation; null: none")
+    finetune: Optional[Free] = key(
+        None, "keys of a fine-tuning, of student and teacher and from labels alone; null: none"
+    )
     gallery: Optional[Gallery] = key(Gallery(), "prototypes; null: none")
     holdout: Optional[Holdout] = key(None, "training images held out, for a search")
     trials: Optional[Dict[str, Tuple[Free, ...]]] = key(

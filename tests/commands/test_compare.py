@@ -95,6 +95,12 @@ def whole(images):
     protocols = ["logistic", "clustering", "retrieval", "copies"]
     cfg = comparison(images, linear=linear, protocols=protocols, logistic__C=[1.0])
     cfg.linear = linear
+    cfg.finetune = {
+        **{key: linear[key] for key in ("data", "max_epochs")},
+        "optimizer": {"batch_size": 8, "lr": 0.01, "classifier_lr": 0.5},
+        "labels": {"fraction": 0.5},
+        "scheduler": {"lr_decay_steps": [1]},
+    }
     return cfg
 
 
@@ -102,7 +108,7 @@ def test_results_hold_every_measurement(unbroken):
     folder, results, output = unbroken
     carp, simsiam = results["runs"]
     assert [run["status"] for run in (carp, simsiam)] == ["ok", "ok"], output
-    assert set(carp["accuracy"]) == {"random", "student", "teacher"}
+    assert set(carp["accuracy"]) == {"random", "student", "teacher", "labels alone"}
     assert set(simsiam["accuracy"]) == {"random", "student"}
     for run in (carp, simsiam):
         knn = run["accuracy"]["student"]["knn"]
@@ -135,6 +141,8 @@ def test_accuracies_are_the_mean_of_the_images_they_are_of(unbroken):
                 assert correct[f"{name}/student"].mean() * 100 == pytest.approx(value)
                 prototypes = "AMI, blocks (prototypes)" in found["scores"]
                 assert prototypes == (name == "clustering" and run["method"] == "carp")
+            tuned = run["accuracy"]["student"]["finetune"]["top1"]
+            assert correct["finetune/student"].mean() * 100 == pytest.approx(tuned, abs=1e-3)
             linear = run["accuracy"]["student"]["linear"]["top1"]
             assert correct["linear/student"].mean() * 100 == pytest.approx(linear, abs=1e-3)
 
@@ -145,7 +153,8 @@ def test_page_table_and_gallery_stand(unbroken):
     assert "simsiam" in page and "data:image/png;base64" in page and "<svg" in page
     assert "| carp |" in (folder / "table.md").read_text()
     assert "logistic regression, student" in (folder / "table.md").read_text()
-    for name in ("logistic regression", "clustering (accuracy)", "retrieval (mAP)"):
+    assert "supervised (labels alone)" in page
+    for name in ("fine-tuned", "logistic regression", "clustering (accuracy)", "retrieval (mAP)"):
         assert f"{name}, student" in page
     assert (folder / results["runs"][0]["gallery"]).is_file() and results["runs"][1][
         "gallery"
