@@ -46,6 +46,7 @@ class Start(NamedTuple):
 RECIPES = {
     "main_pretrain.py": "carp.yaml",
     "main_linear.py": "carp.yaml",
+    "main_finetune.py": "carp.yaml",
     "main_compare.py": "photos.yaml",
 }
 OFFLINE = ("main_knn.py", "main_evaluate.py", "main_umap.py")

@@ -29,6 +29,7 @@ Without a checkout, on the installed solo-learn:
 
   carp-pretrain   pretrains CARP, or any method of solo-learn
   carp-linear     evaluates a pretrained backbone by a linear classifier
+  carp-finetune   trains all of it with labels
   carp-knn        evaluates a checkpoint by its nearest neighbours, student and teacher
   carp-evaluate   runs other protocols on its frozen features
   carp-umap       draws the features of a checkpoint, student and teacher

@@ -60,7 +60,7 @@ def test_help_names_an_example_that_is_there_and_every_command(flag, tmp_path):
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     scripts = setup["options.entry_points"]["console_scripts"].split("\n")[1:]
-    assert len(scripts) == 5
+    assert len(scripts) == 7
     for script in scripts:
         assert f"\n  {script.split()[0]} " in done.stdout
 

@@ -30,7 +30,7 @@ def main(capsys, monkeypatch, *arguments):
 
 def test_every_command_is_started_for_its_help_and_with_a_mistake():
     commands = [one for one in vars(entries).values() if isinstance(one, (Command, FlagCommand))]
-    assert len(commands) == 5 and len(CALLS) == 1 + 2 * len(commands)
+    assert len(commands) == 7 and len(CALLS) == 1 + 2 * len(commands)
     assert next(iter(CALLS)) == REFERENCE
     for command in commands:
         own = [call for call in CALLS.values() if call.arguments[0] == command.script]
