@@ -11,12 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from carp_plugin.commands.entries import EVALUATE
+from carp_plugin.commands.evaluate import evaluate
+from carp_plugin.commands.finetune import finetune
 from carp_plugin.evaluation.checkpoint import load_pretrained, read_args
+from carp_plugin.evaluation.protocols import PROTOCOLS
 from carp_plugin.host import METHODS
 from carp_plugin.host.cfg import node, plain
 from carp_plugin.training.devices import machine_of
 from carp_plugin.training.pretraining import build_model
 from carp_plugin.training.resume import compared, difference, identity_of
+from tests.finetune_helpers import finetune_settings
 from tests.helpers import image_folder
 from tests.settings.captured import settings_of
 
@@ -75,12 +80,32 @@ def test_what_makes_a_run_another_one_is_named(override, key, images):
     assert found is not None and found[0].startswith(key)
 
 
+def checkpoint_of(path, images, folder):
+    """A checkpoint of the method that the args describe, in a folder with them; the args."""
+    args = written(path, images)
+    (folder / "args.json").write_text(json.dumps(args))
+    model = METHODS[args["method"]](node(args))
+    torch.save({"state_dict": model.state_dict(), "epoch": 0}, folder / "x-ep=0.ckpt")
+    return args
+
+
+@pytest.mark.parametrize("path", [OLD, HOSTS], ids=lambda p: p.stem)
+def test_every_protocol_evaluates_a_checkpoint_with_either_args(path, images, tmp_path):
+    args = checkpoint_of(path, images, tmp_path)
+    names = [name for name, protocol in PROTOCOLS.items() if protocol.labelled]
+    flags = ["--pretrained_checkpoint_dir", str(tmp_path), "--logistic.C", "1", "--protocols"]
+    found = evaluate(EVALUATE.read([*flags, *names]))
+    assert found["method"] == args["method"] and list(found["protocols"]) == names
+    for name in names:
+        measured = found["protocols"][name]["results"]
+        assert set(measured) == {"student/backbone", "teacher/backbone"}
+    tuned = finetune(finetune_settings(images, tmp_path / "x-ep=0.ckpt", max_epochs=1))
+    assert tuned["pretrain_method"] == args["method"]
+
+
 @pytest.mark.parametrize("path", [OLD, HOSTS], ids=lambda p: p.stem)
 def test_a_checkpoint_is_read_with_either_args(path, images, tmp_path):
-    args = written(path, images)
-    (tmp_path / "args.json").write_text(json.dumps(args))
-    model = METHODS[args["method"]](node(args))
-    torch.save({"state_dict": model.state_dict(), "epoch": 0}, tmp_path / "x-ep=0.ckpt")
+    args = checkpoint_of(path, images, tmp_path)
     pretrained = load_pretrained(tmp_path)
     assert pretrained.method == args["method"] and set(pretrained.networks) == {
         "student",
