@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils import signal_handling
 from torch.utils.data.distributed import DistributedSampler
 
 
@@ -191,10 +192,21 @@ def with_our_workers(loader: DataLoader) -> DataLoader:
     Args:
         loader: changed in place.
     """
+    _look_at_workers_between_steps()
     loader.worker_init_fn = leave_signals
     if loader.num_workers and "fork" in multiprocessing.get_all_start_methods():
         loader.multiprocessing_context = "fork"
     return loader
+
+
+def _look_at_workers_between_steps() -> None:
+    """A worker that was killed is found out where a batch is waited for, and nowhere else.
+
+    torch would also raise from its handler of SIGCHLD, wherever this process happens to be: in the middle of an
+    optimizer's step, which leaves weights that are of no step and cannot be saved. A loader that waits for a batch
+    looks after its workers every five seconds by itself.
+    """
+    signal_handling._SIGCHLD_handler_set = True  # as if it were there already
 
 
 def leave_signals(worker: int) -> None:

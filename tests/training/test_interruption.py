@@ -16,6 +16,7 @@ from lightning.pytorch import Callback
 
 from carp_plugin import register
 from carp_plugin.commands.pretrain import pretrain
+from carp_plugin.data import images as reading
 from carp_plugin.errors import UserError
 from carp_plugin.host import METHODS
 from carp_plugin.training import run as training
@@ -70,6 +71,30 @@ def assert_same(one, other, place=""):
             assert_same(*pair, f"{place}/{i}")
     else:
         assert one == other, place
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of Unix")
+def test_a_killed_worker_costs_no_step(images, tmp_path, monkeypatch):
+    """As the kernel's OOM killer does: the run ends with a sentence, saves the step before, and goes on the same."""
+    whole = everything(pretrain(settings_of(images, name="whole", checkpoint__dir="whole")))
+    read, killed, reads = reading._read, tmp_path / "killed", []
+
+    def reading_until_killed(path, **limits):
+        reads.extend([path] * (f"{os.sep}train{os.sep}" in str(path)))
+        if len(reads) == 18 and not killed.exists():  # for the third batch, two are read ahead
+            killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(path, **limits)
+
+    monkeypatch.setattr(reading, "_read", reading_until_killed)
+    settings = settings_of(images, name="whole", checkpoint__dir="cut", data__num_workers=1)
+    with pytest.raises(UserError, match="a worker that reads images.*exited unexpectedly") as error:
+        pretrain(settings)
+    saved = re.search(r"-ep=(\d)-step=(\d)\.ckpt", str(error.value))
+    assert saved and saved.groups() == ("0", "1"), (
+        error.value
+    )  # the second batch was not handed over
+    assert_same(everything(pretrain(settings)), whole)
 
 
 class Signals(Callback):

@@ -13,6 +13,7 @@ from typing import Any, Dict, Optional
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch.callbacks import Callback
 
+from carp_plugin.errors import worker_ended
 from carp_plugin.training.callbacks.checkpoint import Checkpointer, is_last_epoch
 
 #: Optimizer steps between two looks at whether another rank was told to stop; each is a small all-reduce.
@@ -185,7 +186,14 @@ class StopsInPeace(Callback):
             self.checkpointer.save_within_epoch(trainer)
 
     def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
-        """What was to be saved is; Lightning kills the other processes of the node next."""
+        """What was to be saved is; Lightning kills the other processes of the node next.
+
+        A loader's worker that has ended is found out between two steps, so that they are saved; on several ranks the
+        others do not wait for a checkpoint, and the last one stands.
+        """
+        between = trainer.training and not trainer.sanity_checking and self._whole_step
+        if between and trainer.world_size == 1 and worker_ended(exception) is not None:
+            self._save_within_epoch(trainer)
         if isinstance(exception, KeyboardInterrupt):
             part_in_peace()
         self._restore()
