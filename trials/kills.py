@@ -170,6 +170,8 @@ class Trial:
 
         def due(now: float) -> Optional[str]:
             nonlocal wait
+            if not self.checkpoints():  # one must stand, or there would be nothing to resume
+                return None
             if not set(self.checkpoints(_WRITING)) - left_by_others:
                 if seen:  # written faster than that: the next one
                     wait = part * (seen[-1] - seen[0])

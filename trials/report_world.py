@@ -161,7 +161,8 @@ class Running:
         """
         deadline = time.monotonic() + seconds
         while not true():
-            must(self.process.poll() is None, f"ended too soon: {self.answer().line()[:200]}")
+            if self.process.poll() is not None:
+                raise Wrong(f"ended too soon: {self.answer().line()[:200]}")
             must(time.monotonic() < deadline, "hung")
             time.sleep(0.05)
 
