@@ -39,7 +39,7 @@ TARGETS: Dict[str, str] = {
     "methods/carp.py": "tests/methods",
     "training/resume.py": "tests/training/test_resume.py tests/training/test_named.py",
     "training/state.py": "tests/evaluation/test_checkpoint.py tests/training/test_named.py",
-    "training/callbacks/checkpoint.py": "tests/training/callbacks/test_checkpoint.py tests/training/test_resume.py",
+    "training/callbacks/checkpoint.py": "tests/training/callbacks tests/training/test_interruption.py",
     "evaluation/protocols/knn.py": "tests/evaluation/protocols/test_knn.py tests/commands/test_knn.py",
     "evaluation/search.py": "tests/evaluation/protocols/test_knn.py",
     "evaluation/ranking.py": "tests/evaluation/test_ranking.py",

@@ -190,6 +190,7 @@ class TrainingRun:
             project=wandb.project,
             entity=wandb.entity,
             offline=wandb.offline,
+            save_dir=os.environ.get("WANDB_DIR") or ".",  # which Lightning would overrule
             resume="allow" if wandb_run_id else None,
             id=wandb_run_id,
         )

@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 
 from carp_plugin.errors import UserError
-from carp_plugin.evaluation.checkpoint import load_pretrained
+from carp_plugin.evaluation.checkpoint import agrees, load_pretrained
 from carp_plugin.host.cfg import plain
 from carp_plugin.training.callbacks.checkpoint import check_checkpoint
 from carp_plugin.training.devices import machine_of
@@ -280,3 +280,20 @@ def test_the_prefix_of_a_wrapper_is_named_with_what_to_do(word, who, place, imag
     torch.save(content, path)
     with pytest.raises(UserError, match=rf"hold `{word}.`, which {who}.*save model.{word}.state_"):
         load_pretrained(path)
+
+
+@pytest.mark.parametrize("disabled", [False, True])
+def test_the_memory_format_is_that_of_the_training(disabled, byol, tmp_path):
+    folder = changed(byol, tmp_path, lambda state: None)
+    args = json.loads((folder / "args.json").read_text())
+    args["performance"] = {"disable_channel_last": disabled}
+    (folder / "args.json").write_text(json.dumps(args))
+    weight = load_pretrained(folder).backbone().layer2[0].conv1.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) == (not disabled)
+
+
+def test_what_settings_name_of_a_checkpoint_must_agree_with_it(byol):
+    pretrained = load_pretrained(byol[0])
+    agrees(pretrained, {"pretrain_method": "byol", "backbone.name": None})
+    with pytest.raises(UserError, match="backbone.name=resnet50, but .* holds resnet18"):
+        agrees(pretrained, {"pretrain_method": None, "backbone.name": "resnet50"})
