@@ -10,10 +10,10 @@ from rich.table import Table
 
 from carp_plugin.commands import transfer
 from carp_plugin.commands.saving import check_file, save
-from carp_plugin.data.loaders import evaluation_transform, say_bad_images, whole_transform
+from carp_plugin.data.loaders import say_bad_images
 from carp_plugin.errors import UserError
 from carp_plugin.evaluation.offline import Prepared, machine_of_evaluation, prepare
-from carp_plugin.evaluation.protocols import PROTOCOLS, besides
+from carp_plugin.evaluation.protocols import PROTOCOLS, images_of
 from carp_plugin.evaluation.shape import Images, Result
 from carp_plugin.settings.protocols import Evaluate
 from carp_plugin.terminal import say
@@ -37,7 +37,16 @@ def evaluate(flags: Evaluate) -> Dict[str, Any]:
     check_file(flags.json_file)
     on_own = flags.datasets is None and any(PROTOCOLS[name].labelled for name in flags.protocols)
     run = prepare(flags, labelled=on_own)
-    images = images_of(run, flags)
+    images = images_of(
+        run.pretrained,
+        run.trained,
+        run.networks(),
+        {"train": run.train, "val": run.val} if run.train else {},
+        run.device,
+        flags.protocols,
+        getattr(torch, flags.feature_dtype),
+        flags.seed,
+    )
     datasets = transfer.transfer(images, flags) if flags.datasets else {}
     results: Results = {}
     seconds: Dict[str, float] = {}
@@ -69,24 +78,6 @@ def evaluate(flags: Evaluate) -> Dict[str, Any]:
     if failed:
         raise failed
     return summary
-
-
-def images_of(run: Prepared, flags: Evaluate) -> Images:
-    """The images of a checkpoint's data, for any protocol."""
-    data, networks = run.trained.data, run.networks()
-    return Images(
-        networks=networks,
-        loaders={"train": run.train, "val": run.val} if run.train else {},
-        device=run.device,
-        transform=evaluation_transform(data.dataset, data.eval_transform, run.trained.view),
-        whole=whole_transform(data.dataset, data.eval_transform, run.trained.view),
-        model=run.pretrained.model,
-        besides=besides(run.pretrained, flags.protocols, networks, run.device),
-        dtype=getattr(torch, flags.feature_dtype),
-        seed=flags.seed,
-        batch_size=run.trained.optimizer.batch_size,
-        num_workers=data.num_workers,
-    )
 
 
 def table(results: Results, title: str) -> Table:

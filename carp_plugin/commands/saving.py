@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 from typing import Any, Mapping, Optional
@@ -60,7 +59,9 @@ def save(content: Mapping[str, Any], checkpoint: Path, name: str, json_file: Opt
 def _free(folder: Path, name: str, content: Mapping[str, Any]) -> Path:
     """A name that no other result has; the same result over again takes its own place."""
     wanted = json.loads(json.dumps(dict(content)))
-    for number in itertools.count(1):
+    number = 0
+    while True:
+        number += 1
         path = folder / (f"{name}.json" if number == 1 else f"{name}-{number}.json")
         if not path.exists():
             return path
@@ -69,4 +70,3 @@ def _free(folder: Path, name: str, content: Mapping[str, Any]) -> Path:
                 return path
         except ValueError:
             continue
-    raise AssertionError("unreachable")

@@ -32,12 +32,11 @@ from carp_plugin.compare.gallery import save
 from carp_plugin.compare.plan import merged
 from carp_plugin.compare.runner import JOB, RESULT
 from carp_plugin.compare.statistics import LABELS_ALONE
-from carp_plugin.data.loaders import evaluation_transform, labelled_loaders, whole_transform
+from carp_plugin.data.loaders import labelled_loaders
 from carp_plugin.errors import UserError
 from carp_plugin.evaluation.checkpoint import load_pretrained
-from carp_plugin.evaluation.protocols import PROTOCOLS, besides
+from carp_plugin.evaluation.protocols import PROTOCOLS, images_of
 from carp_plugin.evaluation.protocols.knn import KnnResult, doubt_on_top5, weighted_knn
-from carp_plugin.evaluation.shape import Images
 from carp_plugin.settings.finetune import read_finetune
 from carp_plugin.settings.linear import read_linear
 from carp_plugin.settings.pretraining import read_pretraining
@@ -159,19 +158,15 @@ def _frozen(folder: Path, checkpoint: Path, settings: Dict[str, Any]) -> Dict[st
         name: (backbone.to(device), {kind: head.to(device) for kind, head in heads.items()})
         for name, (backbone, heads) in pretrained.parts(wanted["features"]).items()
     }
-    data = trained.data
-    images = Images(
-        networks=networks,
-        loaders={"train": loaders[0], "val": loaders[1]},
-        device=device,
-        transform=evaluation_transform(data.dataset, data.eval_transform, trained.view),
-        whole=whole_transform(data.dataset, data.eval_transform, trained.view),
-        model=pretrained.model,
-        besides=besides(pretrained, settings.get("protocols", ()), networks, device),
-        dtype=torch.float16,
-        seed=settings["pretrain"]["seed"],
-        batch_size=trained.optimizer.batch_size,
-        num_workers=data.num_workers,
+    images = images_of(
+        pretrained,
+        trained,
+        networks,
+        {"train": loaders[0], "val": loaders[1]},
+        device,
+        settings.get("protocols", ()),
+        torch.float16,
+        settings["pretrain"]["seed"],
     )
     accuracy: Dict[str, Any] = {name: {} for name in networks}
     correct: Dict[str, np.ndarray] = {}

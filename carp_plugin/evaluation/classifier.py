@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Dict, Mapping, Tuple
 
@@ -23,7 +24,7 @@ from carp_plugin.training.run import TrainingRun
 FEW = 5
 
 
-class ClassifierRun(TrainingRun):
+class ClassifierRun(TrainingRun, ABC):
     """A classifier's training that is ready to go, on the backbone it stands on.
 
     Args:
@@ -73,13 +74,13 @@ class ClassifierRun(TrainingRun):
     def check_trained(self) -> None:
         """Whether training left what it must leave; raises a UserError where it did not."""
 
+    @abstractmethod
     def summary(self, hits: torch.Tensor, trainer: Trainer, seconds: float) -> Dict[str, Any]:
         """What ``summary.json`` holds."""
-        raise NotImplementedError
 
+    @abstractmethod
     def closing(self, summary: Dict[str, Any]) -> Table:
         """The table that a run ends with."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def _hits(self, trainer: Trainer) -> torch.Tensor:

@@ -257,7 +257,8 @@ class FinetuneRun(ClassifierRun):
         plan: Plan,
         remarks: Sequence[str] = (),
     ) -> None:
-        assert data.subset is not None  # labelled_data was told which labels
+        if data.subset is None:
+            raise ValueError("data: expected labelled_data(..., asked=...), received no subset")
         self.start, self.subset, self.remarks = start, data.subset, list(remarks)
         args = {
             **settings.values(),

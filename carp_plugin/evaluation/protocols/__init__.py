@@ -6,7 +6,9 @@ from typing import Any, Callable, Dict, Iterable, Mapping, NamedTuple, Optional,
 
 import torch
 import torch.nn as nn
+from torch.utils.data import DataLoader
 
+from carp_plugin.data.loaders import evaluation_transform, whole_transform
 from carp_plugin.evaluation.checkpoint import Pretrained
 from carp_plugin.evaluation.protocols import (
     clustering,
@@ -18,6 +20,7 @@ from carp_plugin.evaluation.protocols import (
     voc07,
 )
 from carp_plugin.evaluation.shape import Images, Result
+from carp_plugin.settings.trained import Trained
 
 
 def _nothing(model: Optional[nn.Module]) -> Tuple[str, ...]:
@@ -76,3 +79,41 @@ def besides(
         for network, (_, heads) in networks.items()
         if pretrained.has_projector(network)
     }
+
+
+def images_of(
+    pretrained: Pretrained,
+    trained: Trained,
+    networks: Mapping[str, Tuple[nn.Module, Mapping[str, nn.Module]]],
+    loaders: Mapping[str, DataLoader],
+    device: torch.device,
+    names: Iterable[str],
+    dtype: torch.dtype,
+    seed: int,
+) -> Images:
+    """The images of a checkpoint's data, for the protocols that are named.
+
+    Args:
+        pretrained: the method.
+        trained: what is known of its pretraining, with the data that are evaluated on.
+        networks: what is evaluated.
+        loaders: of the labelled images, ``"train"`` and ``"val"``; none where none are read.
+        device: where features are computed.
+        names: of protocols.
+        dtype: that unit rows are kept in.
+        seed: of every draw.
+    """
+    data = trained.data
+    return Images(
+        networks=networks,
+        loaders=loaders,
+        device=device,
+        transform=evaluation_transform(data.dataset, data.eval_transform, trained.view),
+        whole=whole_transform(data.dataset, data.eval_transform, trained.view),
+        model=pretrained.model,
+        besides=besides(pretrained, names, networks, device),
+        dtype=dtype,
+        seed=seed,
+        batch_size=trained.optimizer.batch_size,
+        num_workers=data.num_workers,
+    )
