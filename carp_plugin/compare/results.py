@@ -10,6 +10,7 @@ from typing import Any, Dict, List, Mapping
 
 import numpy as np
 
+from carp_plugin.compare.floors import floors_of
 from carp_plugin.compare.plan import Plan
 from carp_plugin.compare.search import chosen
 from carp_plugin.compare.statistics import markdown, summarise
@@ -53,6 +54,7 @@ def write_results(plan: Plan, runs: List[Dict[str, Any]]) -> Dict[str, Any]:
             "knn": knn and {**knn, "headline_k": headline},
             "linear": settings.linear and _linear_protocol(settings.linear),
         },
+        "floors": floors_of(plan),
         "config": plan.values,
         "runs": runs,
     }
