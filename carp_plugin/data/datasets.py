@@ -222,7 +222,7 @@ def _drawn(samples: Sequence[Sample], root: str, data: Source, held: bool) -> Op
 
 
 def _said(images: int, data: Source) -> str:
-    return f"{images:,} images drawn by seed {data.subset_seed}"
+    return f"{images:,} drawn by seed {data.subset_seed}"
 
 
 def _validation(data: Source, known: Sequence[str]) -> Listing:

@@ -123,7 +123,8 @@ def drawn(samples: Sequence[Sample], root: str, images: int, seed: int, key: str
     wanted = {label: max(1, int(share)) for label, share in shares.items()}
     while sum(wanted.values()) != images:
         step = 1 if sum(wanted.values()) < images else -1
-        label = max(wanted, key=lambda one: (step * (shares[one] - wanted[one]), -one))
+        free = [one for one in wanted if 1 <= wanted[one] + step <= there[one]]
+        label = max(free, key=lambda one: (step * (shares[one] - wanted[one]), -one))
         wanted[label] += step
     names = [relative(path, root) for path, _ in samples]
     found: List[int] = []

@@ -70,7 +70,7 @@ def rows_of(drawn: Mapping[str, Any]) -> List[Tuple[str, str]]:
     return [
         (
             names[part],
-            f"{some['images']:,} of {some['of']:,}: {some['name']}; {some['sha256'][:12]}",
+            f"{some['images']:,} of {some['of']:,} ({some['name']}), sha256 {some['sha256'][:12]}",
         )
         for part, some in drawn.items()
     ]
