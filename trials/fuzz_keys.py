@@ -9,7 +9,8 @@ from typing import Dict, List, NamedTuple, Optional, Sequence
 
 #: Keys of a pretraining by the kind of value that they have.
 KEYS: Dict[str, Sequence[str]] = {
-    "whole": """max_epochs optimizer.batch_size data.num_workers data.max_pixels seed num_nodes checkpoint.frequency
+    "whole": """max_epochs optimizer.batch_size data.num_workers data.max_pixels data.train_images
+        data.val_images data.subset_seed data.holdout.seed seed num_nodes checkpoint.frequency
         method_kwargs.proj_hidden_dim method_kwargs.proj_output_dim method_kwargs.num_prototypes
         method_kwargs.partition_size evaluation.k evaluation.frequency knn_eval.k auto_umap.frequency
         augmentations.0.crop_size augmentations.0.num_crops data.eval_transform.crop_size
@@ -19,7 +20,7 @@ KEYS: Dict[str, Sequence[str]] = {
     "number": """optimizer.lr optimizer.weight_decay optimizer.classifier_lr optimizer.kwargs.momentum
         scheduler.min_lr scheduler.warmup_start_lr scheduler.warmup_epochs auto_resume.max_hours
         method_kwargs.consistency_weight method_kwargs.entropy_weight momentum.base_tau
-        momentum.final_tau data.fraction data.max_bad_fraction evaluation.temperature
+        momentum.final_tau data.fraction data.holdout.fraction data.max_bad_fraction evaluation.temperature
         augmentations.0.rrc.crop_min_scale augmentations.0.rrc.crop_max_scale
         augmentations.0.color_jitter.prob augmentations.0.color_jitter.brightness
         augmentations.0.color_jitter.contrast augmentations.0.color_jitter.saturation
@@ -46,7 +47,7 @@ KEYS: Dict[str, Sequence[str]] = {
     "list": """augmentations scheduler.lr_decay_steps augmentations.0.mean
         augmentations.0.std""".split(),
     "node": """backbone optimizer scheduler checkpoint auto_resume wandb performance data
-        data.eval_transform method_kwargs momentum auto_umap dali knn_eval evaluation collapse
+        data.eval_transform data.holdout method_kwargs momentum auto_umap dali knn_eval evaluation collapse
         backbone.kwargs optimizer.kwargs augmentations.0 augmentations.0.rrc
         augmentations.0.color_jitter augmentations.0.grayscale augmentations.0.gaussian_blur
         augmentations.0.solarization augmentations.0.equalization
@@ -115,7 +116,7 @@ OTHERS: Dict[str, Dict[str, Sequence[str]]] = {
             trials""".split(),
     },
     "main_knn.py": {
-        "flags of whole": ["k", "batch_size", "num_workers"],
+        "flags of whole": "k batch_size num_workers train_images val_images subset_seed".split(),
         "flags of number": ["temperature"],
         "flags of word": """feature_type networks dataset data_format distance_function index
             feature_dtype device""".split(),
@@ -124,7 +125,7 @@ OTHERS: Dict[str, Dict[str, Sequence[str]]] = {
     "main_evaluate.py": {
         "flags of whole": """knn.k logistic.max_iterations clustering.k clustering.starts
             clustering.iterations retrieval.ranks landmarks.size copies.images batch_size num_workers
-            seed voc07.shots voc07.draws""".split(),
+            train_images val_images subset_seed seed voc07.shots voc07.draws""".split(),
         "flags of number": "knn.temperature logistic.C logistic.fractions voc07.C".split(),
         "flags of word": """protocols feature_type networks dataset data_format feature_dtype device
             clustering.images copies.transformations copies.distractors datasets download
@@ -133,7 +134,7 @@ OTHERS: Dict[str, Dict[str, Sequence[str]]] = {
             landmarks.ground_truth landmarks.images voc07.root logistic.file""".split(),
     },
     "main_umap.py": {
-        "flags of whole": ["seed", "batch_size", "num_workers"],
+        "flags of whole": "seed batch_size num_workers train_images val_images subset_seed".split(),
         "flags of word": "feature_type networks dataset data_format device".split(),
         "flags of path": "pretrained_checkpoint_dir train_data_path val_data_path out".split(),
     },

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from carp_plugin.commands import transfer
 from carp_plugin.commands.saving import check_file, save
-from carp_plugin.data.loaders import say_bad_images
+from carp_plugin.data.loaders import drawn_of, say_bad_images
 from carp_plugin.errors import UserError
 from carp_plugin.evaluation.offline import Prepared, machine_of_evaluation, prepare
 from carp_plugin.evaluation.protocols import PROTOCOLS, images_of
@@ -151,6 +151,7 @@ def _summary(
         "dataset": data.dataset,
         "train_data_path": str(data.train_path),
         "val_data_path": str(data.val_path),
+        "subsets": drawn_of(data, run.train, run.val),
         "train_images": len(run.train.dataset) if run.train else None,
         "val_images": len(run.val.dataset) if run.val else None,
         "transform": " ".join(str(images.transform).split()),

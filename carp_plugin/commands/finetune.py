@@ -58,7 +58,7 @@ def finetune(settings: Finetune) -> Dict[str, Any]:
     machine = machine_of(settings)
     data, batch_size = settings.data, settings.optimizer.batch_size
     prepare_data_folder(data.prepare, data.train_path)
-    check_data(data.dataset, data.train_path, data.val_path, data.format, no_labels=False)
+    check_data(data)
     check_writable(settings.checkpoint)
     start, statistics = _start(settings)
     if machine.accelerator == "cpu":

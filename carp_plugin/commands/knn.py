@@ -10,7 +10,7 @@ import torch
 from rich.table import Table
 
 from carp_plugin.commands.saving import check_file, save
-from carp_plugin.data.loaders import evaluation_transform, say_bad_images
+from carp_plugin.data.loaders import drawn_of, evaluation_transform, say_bad_images
 from carp_plugin.data.remarks import say_remarks
 from carp_plugin.errors import UserError
 from carp_plugin.evaluation.offline import Prepared, machine_of_evaluation, prepare
@@ -200,6 +200,7 @@ def _summary(run: Prepared, flags: Knn, results: Results, bank: int) -> Dict[str
         "dataset": data.dataset,
         "train_data_path": str(data.train_path),
         "val_data_path": str(data.val_path),
+        "subsets": drawn_of(data, run.train, run.val),
         "transform": " ".join(str(transform).split()),
         "feature_dtype": f"{flags.feature_dtype} unit rows, searched in float32",
         "faiss": faiss.__version__,

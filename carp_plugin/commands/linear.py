@@ -48,7 +48,7 @@ def linear(settings: Linear) -> Dict[str, Any]:
     machine = machine_of(settings)
     data, batch_size = settings.data, settings.optimizer.batch_size
     prepare_data_folder(data.prepare, data.train_path)
-    check_data(data.dataset, data.train_path, data.val_path, data.format, no_labels=False)
+    check_data(data)
     check_writable(settings.checkpoint)
     pretrained = load_pretrained(path)
     backbone = pretrained.network(settings.network)

@@ -10,6 +10,7 @@ from lightning.pytorch import seed_everything
 from carp_plugin.data.folders import count_classes
 from carp_plugin.data.loaders import (
     dali_files,
+    drawn_of,
     labelled_loaders,
     pretrain_dali,
     pretrain_loader,
@@ -66,7 +67,8 @@ def pretrain(settings: Pretraining) -> Dict[str, Any]:
     plan = plan_of(settings, machine, images, classes)
     remarks: List[str] = []
     if is_main_process():
-        say(opening(settings, plan))
+        drawn = drawn_of(data, train, labelled[1] if labelled else None)
+        say(opening(settings, plan, drawn))
         remarks = [f"warning: {sentence}" for sentence in warnings_of(settings, plan)]
         remarks += remarks_on(data, data.no_labels)
         say_remarks(remarks)

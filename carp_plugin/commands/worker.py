@@ -46,6 +46,11 @@ from carp_plugin.training.callbacks.history import write_json
 from carp_plugin.training.memory import peak_memory_mb
 
 _CONSTANT = 1e-5  # spread of features below which all images look alike; that of a random network is above 1e-3
+#: Keys that say which images there are, and how they are looked at.
+_IMAGES = (
+    *("dataset", "train_path", "val_path", "eval_transform"),
+    *("train_images", "val_images", "subset_seed", "holdout"),
+)
 CORRECT, GALLERY = "correct.npz", "gallery.npz"
 
 
@@ -235,10 +240,7 @@ def _classifier(
         **({"weights": "random"} if alone else {}),
     }
     # The images, their size and the machine are those of the pretraining, whichever was chosen there.
-    data = {
-        key: pretrain["data"].get(key)
-        for key in ("dataset", "train_path", "val_path", "eval_transform")
-    }
+    data = {key: pretrain["data"].get(key) for key in _IMAGES}
     machine = {key: pretrain[key] for key in ("accelerator", "devices") if key in pretrain}
     keys = settings["linear"] if kind == "linear" else settings["finetune"]["keys"]
     given = merged(keys, own, machine)

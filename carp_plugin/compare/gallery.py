@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 from rich.progress import track
 
+from carp_plugin.data.idx import image_at
 from carp_plugin.errors import UserError
 
 _GAP, _FRAME, _CAPTION = 4, 2, 20  # pixels
@@ -248,8 +249,8 @@ def render(path: PathLike, files: Union[Sequence[PathLike], None] = None, size: 
 def _tile(file: PathLike, size: int) -> Image.Image:
     """An image as a square of the wanted size, cut to its centre."""
     try:
-        with Image.open(file) as opened:
-            image = opened.convert("RGB")
+        stored = image_at(str(file))
+        image = stored if stored is not None else _opened(file)
     except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         reason = "it is missing" if isinstance(error, FileNotFoundError) else "it is no image"
         raise UserError(
@@ -265,6 +266,11 @@ def _tile(file: PathLike, size: int) -> Image.Image:
         square.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
         return square
     return image.resize((size, size), Image.Resampling.LANCZOS)
+
+
+def _opened(file: PathLike) -> Image.Image:
+    with Image.open(file) as opened:
+        return opened.convert("RGB")
 
 
 def _strip(tiles: Sequence[Image.Image], members: NDArray[np.bool_], size: int) -> Image.Image:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional
 
-from carp_plugin.data.folders import count_images
-from carp_plugin.data.holdout import hold_out
+from carp_plugin.data.datasets import counts
+from carp_plugin.data.folders import check_data
 from carp_plugin.errors import UserError, did_you_mean
 from carp_plugin.methods.known import methods
 from carp_plugin.settings.comparison import Asked, Comparison
@@ -65,7 +65,7 @@ class Plan:
 
 
 def plan(asked: Asked) -> Plan:
-    """Checks a comparison and lists its runs; makes the split of a search.
+    """Checks a comparison and lists its runs.
 
     Args:
         asked: see ``scripts/compare/photos.yaml``.
@@ -78,14 +78,8 @@ def plan(asked: Asked) -> Plan:
     root = Path(settings.dir or f"results/{settings.name}")
     check_run(_read(settings, shared, settings.methods[0], {}))  # the data stand and are sound
     if settings.holdout:
-        data = shared["data"]
-        train, val = hold_out(
-            Path(data["train_path"]),
-            root / "holdout",
-            settings.holdout.fraction,
-            settings.holdout.seed,
-        )
-        data.update(train_path=str(train), val_path=str(val), prepare=None)
+        shared["data"]["holdout"] = settings.holdout.model_dump(mode="json")
+        check_data(_read(settings, shared, settings.methods[0], {}).data)
     first = _read(settings, shared, settings.methods[0], {})
     settings = _with_fitting_k(settings, first)
     _check_trained(settings)
@@ -122,7 +116,7 @@ def _with_fitting_k(settings: Comparison, first: Pretraining) -> Comparison:
         )
     if settings.knn is None:
         return settings
-    images = count_images(first.data.train_path)
+    images, _ = counts(first.data)
     fitting = tuple(k for k in settings.knn.k if k <= images)
     if not fitting:
         raise UserError(

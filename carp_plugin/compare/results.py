@@ -10,10 +10,12 @@ from typing import Any, Dict, List, Mapping
 
 import numpy as np
 
+from carp_plugin.compare.floors import floors_of
 from carp_plugin.compare.plan import Plan
 from carp_plugin.compare.search import chosen
 from carp_plugin.compare.statistics import markdown, summarise
-from carp_plugin.data.folders import count_classes, count_images
+from carp_plugin.data.datasets import counts
+from carp_plugin.data.folders import count_classes
 from carp_plugin.training.callbacks.history import write_json
 
 SCHEMA = 1
@@ -30,6 +32,7 @@ def write_results(plan: Plan, runs: List[Dict[str, Any]]) -> Dict[str, Any]:
         Dict[str, Any]: what was written.
     """
     settings, data = plan.settings, plan.first.data
+    images = counts(data)
     trained = [run for run in runs if run.get("provenance")]
     first = trained[0]["provenance"] if trained else {}
     headline = plan.first.evaluation.k
@@ -43,14 +46,15 @@ def write_results(plan: Plan, runs: List[Dict[str, Any]]) -> Dict[str, Any]:
         "data": {
             "train_path": data.train_path,
             "val_path": data.val_path,
-            "train_images": count_images(data.train_path),
-            "val_images": count_images(str(data.val_path)),
+            "train_images": images[0],
+            "val_images": images[1],
             "classes": count_classes(data.dataset, data.train_path),
         },
         "protocol": {
             "knn": knn and {**knn, "headline_k": headline},
             "linear": settings.linear and _linear_protocol(settings.linear),
         },
+        "floors": floors_of(plan),
         "config": plan.values,
         "runs": runs,
     }

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from carp_plugin.compare.bootstrap import LEVEL, paired_bootstrap
+from carp_plugin.compare.floors import lines_of_floors
 from carp_plugin.errors import UserError
 from carp_plugin.evaluation.protocols import PROTOCOLS
 
@@ -244,6 +245,9 @@ def lines_of(results: Mapping[str, Any]) -> Tuple[List[str], List[List[str]]]:
     if any(level is not None for level in floor):
         cells = ["-" if level is None else f"{level:.2f}" for level in floor]
         lines.append(["random network", "", *cells, "", "", ""])
+    lines += [
+        [name, "", *cells, "", "", ""] for name, cells in lines_of_floors(results, metrics, k)
+    ]
     alone = [
         a for a in (accuracy_of(run, f"finetune/{LABELS_ALONE}") for run in runs) if a is not None
     ]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, Callable, Optional
 
-from carp_plugin.data.datasets import validation_listing
+from carp_plugin.data import idx
+from carp_plugin.data.datasets import Source, training_listing, validation_listing
 from carp_plugin.data.listing import is_hidden, list_images, readable_endings, shown
 from carp_plugin.data.photos import DEFAULT_ROOT, MANIFEST, prepare_photos
 from carp_plugin.errors import UserError
@@ -13,63 +14,55 @@ from carp_plugin.settings.parts import CLASSES, DOWNLOADED
 
 
 def prepare_data_folder(prepare: Optional[str], train_path: str) -> None:
-    """Writes the embedded photographs where ``data.prepare: photos`` asks for them.
+    """Writes the embedded photographs where ``data.prepare: photos`` asks for them, and downloads what it asks for.
 
     Their place is ``datasets/photos``, or wherever they stand already. Any other folder is the user's own: a recipe of
     the photographs serves it with ``data.train_path`` and ``data.val_path``, and a slip in a path is no photographs.
 
     Raises:
-        UserError: a folder that cannot be written.
+        UserError: a folder that cannot be written, or a data set that cannot be downloaded.
     """
-    if prepare is None:
+    if prepare == "download":
+        idx.download(train_path)
+    if prepare != "photos":
         return
     root = Path(train_path).parent
     if root.resolve() == Path(DEFAULT_ROOT).resolve() or (root / MANIFEST).is_file():
         prepare_photos(root)  # several processes may do so at once
 
 
-def check_data(
-    dataset: str,
-    train_path: Optional[str],
-    val_path: Optional[str],
-    data_format: str,
-    no_labels: bool,
-) -> None:
-    """The folders of a data set are there in the layout that it needs.
+def check_data(data: Source) -> None:
+    """The images of a data set are there in the layout that it needs, and so are those that are drawn.
 
     Args:
-        dataset: of the host, or "custom".
-        train_path: of the training images.
-        val_path: of the validation images, or None.
-        data_format: "image_folder", "dali" or "h5".
-        no_labels: whether the training folder is any tree of images, and its folders no classes.
+        data: where they are; with ``no_labels`` the training folder is any tree of images, and its folders no classes.
 
     Raises:
         UserError: the first thing that is missing.
     """
-    if dataset in DOWNLOADED:
+    if data.dataset in DOWNLOADED:
         return
-    if data_format == "h5":
-        exists("data.train_path", train_path, Path.is_file, "an HDF5 file")
+    if data.format == "h5":
+        exists("data.train_path", data.train_path, Path.is_file, "an HDF5 file")
         return
-    train = exists("data.train_path", train_path, Path.is_dir, "a folder")
-    if no_labels:
+    if data.dataset != idx.NAME:
+        _check_folders(data)
+    training_listing(data)
+    if data.val_path is not None and not getattr(data, "no_labels", False):
+        validation_listing(data)
+
+
+def _check_folders(data: Source) -> None:
+    train = exists("data.train_path", data.train_path, Path.is_dir, "a folder")
+    if getattr(data, "no_labels", False):
         listing = list_images(train, labelled=False)
         if not listing.samples:
             raise UserError(f"data.train_path={train} holds no image{_instead(train)}.")
         return
     _check_classes("data.train_path", train, each=True)
-    if val_path is not None:
-        val = exists("data.val_path", val_path, Path.is_dir, "a folder")
+    if data.val_path is not None and data.holdout is None:
+        val = exists("data.val_path", data.val_path, Path.is_dir, "a folder")
         _check_classes("data.val_path", val, each=False)
-        validation_listing(_Folders(dataset, train_path, val_path, data_format))
-
-
-class _Folders(NamedTuple):
-    dataset: str
-    train_path: Optional[str]
-    val_path: Optional[str]
-    format: str
 
 
 def _check_classes(key: str, root: Path, each: bool) -> None:
@@ -140,8 +133,3 @@ def exists(key: str, value: Any, test: Callable[[Path], bool], what: str) -> Pat
         state = "is not " + what if path.exists() else "does not exist"
         raise UserError(f"{key}={value} {state}{here}; give {what} that exists as {key}=PATH.")
     return path
-
-
-def count_images(root: str) -> int:
-    """Images in the class folders of a folder; 0 where there is none."""
-    return len(list_images(root, labelled=True).samples) if Path(root).is_dir() else 0

@@ -1,97 +1,50 @@
-"""A validation split taken from the training images, for choices that the reported images must not see."""
+"""Training images that are held out and validated on, for choices that the reported images must not see."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
-import uuid
-from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import List, Protocol, Sequence, Tuple
 
-from carp_plugin.data.listing import list_images
+from carp_plugin.data.listing import Sample
+from carp_plugin.data.subsets import by_class, hash_of, relative
 from carp_plugin.errors import UserError
 
-_MANIFEST = "holdout.json"
+
+class Asked(Protocol):
+    """Which part."""
+
+    @property
+    def fraction(self) -> float: ...
+    @property
+    def seed(self) -> int: ...
 
 
-def hold_out(train_path: Path, root: Path, fraction: float, seed: int) -> Tuple[Path, Path]:
-    """Splits an ImageFolder in two, class by class, as links to its images.
+def hold_out(samples: Sequence[Sample], root: str, asked: Asked) -> Tuple[List[int], List[int]]:
+    """Splits labelled images in two, class by class.
 
-    Which images are held out depends on their class, their name and the seed alone: not on the order of a listing,
-    and not on other images.
+    Which images are held out depends on their names below the root and the seed alone: not on the order of a listing,
+    and not on the images of other classes.
 
     Args:
-        train_path: one folder a class.
-        root: receives ``train`` and ``val``; a split of the same images that stands there is used again.
-        fraction: of every class that is held out; at least one image of it on either side.
-        seed: another seed holds out other images.
+        samples: (path, label) of the training images.
+        root: their folder; paths count without it.
+        asked: the part of every class, at least one image of it on either side, and the seed.
 
     Returns:
-        Tuple[Path, Path]: the folder to train on, and the one to validate on.
+        Tuple[List[int], List[int]]: indices, rising, of the images to train on and of those to validate on.
 
     Raises:
-        UserError: a class has fewer than two images, or another split stands at ``root``.
+        UserError: a class has fewer than two images.
     """
-    split = _split(train_path, fraction, seed)
-    manifest = {"from": str(train_path.resolve()), "fraction": fraction, "seed": seed}
-    manifest["names_sha256"] = hashlib.sha256(json.dumps(split).encode()).hexdigest()
-    folders = root / "train", root / "val"
-    if root.exists():
-        stands = root / _MANIFEST
-        if stands.is_file() and json.loads(stands.read_text()) == manifest:
-            return folders
-        raise UserError(
-            f"{root} holds another split than that of {train_path} with fraction={fraction}, seed={seed}; "
-            "delete it, or choose another dir."
-        )
-    unfinished = root.with_name(f"{root.name}.{uuid.uuid4().hex}.part")
-    try:
-        for part, classes in split.items():
-            for name, files in classes.items():
-                for file in files:
-                    target = unfinished / part / name / file
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    _link((train_path / name / file).resolve(), target)
-        (unfinished / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        os.rename(unfinished, root)
-    except OSError as error:
-        raise UserError(
-            f"the split {root} cannot be written ({error.strerror}); choose another dir."
-        ) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return folders
-
-
-def _split(train_path: Path, fraction: float, seed: int) -> Dict[str, Dict[str, List[str]]]:
-    """train and val -> class -> names of files, below the class folder."""
-    split: Dict[str, Dict[str, List[str]]] = {"train": {}, "val": {}}
-    listing = list_images(train_path, labelled=True)
-    files: Dict[str, List[str]] = {name: [] for name in listing.classes}
-    for path, label in listing.samples:
-        folder = train_path / listing.classes[label]
-        files[folder.name].append(Path(path).relative_to(folder).as_posix())
-    for name, unsorted in files.items():
-        folder, names = train_path / name, sorted(unsorted)
-        if len(names) < 2:
+    names = [relative(path, root) for path, _ in samples]
+    train: List[int] = []
+    held: List[int] = []
+    for members in by_class([label for _, label in samples]).values():
+        if len(members) < 2:
             raise UserError(
-                f"{folder} holds {len(names)} image{'s' * (len(names) != 1)}; holding some out needs two at least."
+                f"the class of {samples[members[0]][0]} holds 1 image; holding some out needs two at least."
             )
-        shuffled = sorted(names, key=lambda name: _hash(f"{seed}/{folder.name}/{name}"))
-        held = min(max(1, round(fraction * len(names))), len(names) - 1)
-        split["val"][folder.name] = sorted(shuffled[:held])
-        split["train"][folder.name] = sorted(shuffled[held:])
-    return split
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        target.symlink_to(source)
-    except OSError:  # a file system without links
-        shutil.copy2(source, target)
+        members.sort(key=lambda index: hash_of(asked.seed, names[index]))
+        count = min(max(1, round(asked.fraction * len(members))), len(members) - 1)
+        held += members[:count]
+        train += members[count:]
+    return sorted(train), sorted(held)

@@ -22,6 +22,7 @@ import torch
 from PIL import Image, ImageFile
 from torch.utils.data import Dataset
 
+from carp_plugin.data.idx import checksum, image_at, pixels
 from carp_plugin.data.listing import is_image_name
 from carp_plugin.errors import UserError
 
@@ -263,6 +264,8 @@ def verdict_of(loader: Any) -> Optional[str]:
 def fingerprint(paths: Sequence[str], root: str) -> str:
     """What tells two sets of files apart: a hash of all names and of the sizes of some 1,000 files spread over them.
 
+    What has no file of its own is told by its pixels.
+
     Args:
         paths: of the files, in the order of the data set.
         root: their folder, whose own name does not count.
@@ -272,7 +275,8 @@ def fingerprint(paths: Sequence[str], root: str) -> str:
         digest.update(path[len(root) :].encode("utf-8", "surrogateescape") + b"\0")
     for path in paths[:: max(1, len(paths) // _SIZED)]:
         try:
-            size = os.stat(path).st_size
+            known = checksum(path)
+            size = os.stat(path).st_size if known is None else known
         except (
             OSError
         ):  # a link to nowhere is a bad image like any other, and is named when it is read
@@ -303,6 +307,9 @@ def _read(path: Union[str, Path], max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def _read_once(path: Union[str, Path], max_pixels: int) -> Image.Image:
+    stored = image_at(str(path))
+    if stored is not None:
+        return stored
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for without end
             raise _Unreadable("it is not a file")
@@ -354,6 +361,9 @@ def _reason(error: Exception) -> str:
 
 def _size(path: str) -> Optional[Tuple[int, int]]:
     """Of an image, from its header; None where it cannot be read, which is found out when it is needed."""
+    stored = pixels(path)
+    if stored is not None:
+        return stored.shape[1], stored.shape[0]
     if not os.path.isfile(path):
         return None
     try:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import torch.utils.data
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
+from carp_plugin.data import idx
 from carp_plugin.data.dali import check_decodable, naming_dali_failures
-from carp_plugin.data.datasets import labelled_images
+from carp_plugin.data.datasets import labelled_images, subsets_of
 from carp_plugin.data.epochs import epoch_loader, with_our_workers
 from carp_plugin.data.images import NamesBadImages
 from carp_plugin.data.listing import Sample
@@ -40,6 +41,7 @@ class LabelledData(NamedTuple):
         val: loader in the order of the data set.
         images: number of training images.
         val_images: number of validation images.
+        drawn: of :func:`subsets_of`.
         subset: which of the training images, where some were asked for.
     """
 
@@ -47,6 +49,7 @@ class LabelledData(NamedTuple):
     val: DataLoader
     images: int
     val_images: int
+    drawn: Dict[str, Any]
     subset: Optional[Subset] = None
 
 
@@ -81,6 +84,7 @@ def labelled_data(
     train_set, val_set = read_data(
         lambda: labelled_images(data, training, evaluation, data.fraction)
     )
+    drawn = subsets_of(train_set, val_set)
     subset, source = None, f"data.train_path={data.train_path}"
     if asked is not None:
         train_set, subset = _taken(train_set, data, asked)
@@ -101,7 +105,7 @@ def labelled_data(
         train = _dali(data, batch_size, dali_device, val, samples)
     else:
         train = epoch_loader(named_train, batch_size, data.num_workers, seed)
-    return LabelledData(train, val, len(train_set), len(val_set), subset)
+    return LabelledData(train, val, len(train_set), len(val_set), drawn, subset)
 
 
 def _taken(images: Any, data: LinearData, asked: Asked) -> Tuple[Any, Subset]:
@@ -150,6 +154,8 @@ def training_transform(dataset: str, crop: Optional[TrainTransform], evaluation:
             transform of the data set (crops of 224 pixels for folders of images).
         evaluation: the transform of validation images, which ends with the normalisation.
     """
+    if crop is None and dataset == idx.NAME:
+        crop = TrainTransform(crop_size=idx.SIDE)
     if crop is None:
         return prepare_classification_transforms(dataset)[0]
     return transforms.Compose(

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Sequence, Set, Tuple, Union
+from typing import TYPE_CHECKING, Dict, Iterator, List, Optional, Sequence, Set, Tuple, Union
 
 from PIL import Image
 
 from carp_plugin.errors import UserError
+
+if TYPE_CHECKING:
+    from carp_plugin.data.subsets import Subset
 
 #: Of photographs. Pillow opens more: documents, arrays and films, whose pixels are no images to learn from.
 ENDINGS = frozenset(
@@ -43,12 +46,14 @@ class Listing:
         classes: names of the class folders in the order of the labels; none in a folder without labels.
         samples: (path, label) of every image, in torchvision's order; the label is -1 without classes.
         left_out: why -> how many files or folders are no images, and the first of them.
+        subset: which of the images that there are, where some were asked for.
     """
 
     root: str
     classes: Tuple[str, ...]
     samples: List[Sample] = field(repr=False)
     left_out: Dict[str, Tuple[int, str]] = field(repr=False)
+    subset: Optional[Subset] = None
 
     def empty(self) -> List[str]:
         """Classes without an image."""
@@ -110,7 +115,7 @@ def labels_as_in(listing: Listing, classes: Sequence[str]) -> Listing:
         return listing
     label_of = {name: label for label, name in enumerate(classes)}
     samples = [(path, label_of[listing.classes[label]]) for path, label in listing.samples]
-    return Listing(listing.root, tuple(classes), samples, listing.left_out)
+    return replace(listing, classes=tuple(classes), samples=samples)
 
 
 def is_image_name(name: str) -> bool:

@@ -5,21 +5,24 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Any, Callable, List, Optional, Protocol, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Protocol, Sequence, Tuple
 
 import lightning.pytorch as pl
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 
+from carp_plugin.data import idx
 from carp_plugin.data.dali import check_decodable, naming_dali_failures
 from carp_plugin.data.datasets import (
     Source,
-    in_folders,
     labelled_images,
+    listed,
     part_of,
     pretraining_images,
+    subsets_of,
     training_listing,
+    validation_listing,
 )
 from carp_plugin.data.epochs import epoch_loader, with_our_workers
 from carp_plugin.data.images import (
@@ -46,7 +49,7 @@ from carp_plugin.settings.pretraining import PretrainingDali, PretrainingData
 from carp_plugin.terminal import is_main_process, say
 
 #: Data sets whose images have one size in pixels, which the host's transform for them takes for granted.
-_SIDES = {"cifar10": 32, "cifar100": 32, "stl10": 96}
+_SIDES = {"cifar10": 32, "cifar100": 32, "stl10": 96, idx.NAME: idx.SIDE}
 
 
 class Labelled(Source, Protocol):
@@ -258,9 +261,11 @@ def evaluation_transform(dataset: str, size: Optional[Size], statistics: Statist
     Args:
         dataset: of the images.
         size: ``resize`` of the shorter side (null: none) and a central ``crop_size``; None is the host's transform of
-            the data set (256 then 224 pixels for folders of images).
+            the data set (256 then 224 pixels for folders of images); Fashion-MNIST's are taken as they are.
         statistics: that images are normalised by, where ``size`` is given.
     """
+    if size is None and dataset == idx.NAME:
+        size = Size(crop_size=idx.SIDE)
     if size is None:
         return prepare_classification_transforms(dataset)[1]
     steps = [transforms.Resize(size.resize)] if size.resize else []
@@ -347,14 +352,27 @@ def fingerprint_of(
     """
     named = named_images(train)
     files: List[str] = named.files() if named else []
-    if data.format == "dali" and in_folders(data):
+    if data.format == "dali" and listed(data):
         files = dali_files(data)
     if not files and data.train_path and Path(data.train_path).is_file():
         files = [str(data.train_path)]
-    root = str(data.train_path)
+    root = named.root if data.dataset == idx.NAME and named else str(data.train_path)
     if not files or not files[0].startswith(root):  # `a//b`, which some listings write as `a/b`
         root = str(Path(root))
     return of(files, root.rstrip("/")) if files else None
+
+
+def drawn_of(data: Source, train: Any, val: Any) -> Dict[str, Any]:
+    """:func:`carp_plugin.data.datasets.subsets_of` of loaders.
+
+    Args:
+        data: where the images are.
+        train: training loader, or a DALI data module.
+        val: of the validation images, or None.
+    """
+    named, validated = named_images(train), named_images(val)
+    images = named.dataset if named else training_listing(data) if listed(data) else None
+    return subsets_of(images, validated and validated.dataset)
 
 
 def first_bytes(paths: Sequence[str], root: str) -> str:
@@ -367,6 +385,10 @@ def first_bytes(paths: Sequence[str], root: str) -> str:
     digest = hashlib.sha256()
     for path in paths[:: -(-len(paths) // 16)]:
         try:
+            stored = idx.pixels(path)
+            if stored is not None:
+                digest.update(stored.tobytes())
+                continue
             with open(path, "rb") as file:
                 digest.update(file.read(1 << 16))
         except OSError:  # it is named when it is read as an image
@@ -379,6 +401,9 @@ def fingerprint_of_validation(data: Any) -> Optional[str]:
     root = data.val_path
     if not root or data.dataset in DOWNLOADED:
         return None
+    if data.dataset == idx.NAME or data.holdout or data.val_images:
+        listing = validation_listing(data)
+        return fingerprint([path for path, _ in listing.samples], listing.root)
     root = str(root).rstrip("/")
     if Path(root).is_file():
         return fingerprint([root], root)

@@ -7,9 +7,16 @@ import os
 from statistics import median_low
 from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
-from carp_plugin.data.datasets import Source, in_folders, validation_listing
+from carp_plugin.data.datasets import (
+    Source,
+    all_training,
+    all_validation,
+    listed,
+    training_listing,
+    validation_listing,
+)
 from carp_plugin.data.images import sizes_of
-from carp_plugin.data.listing import Listing, list_images, shown
+from carp_plugin.data.listing import Listing, shown
 from carp_plugin.errors import typed
 from carp_plugin.settings.parts import Size
 from carp_plugin.terminal import say
@@ -32,9 +39,9 @@ def remarks_on(data: Source, no_labels: bool = False, flags: bool = False) -> Li
         no_labels: whether the training images have no labels; validation images are not used then.
         flags: whether the folders were given by flags, and not by keys.
     """
-    if not in_folders(data):
+    if not listed(data):
         return []
-    train = list_images(str(data.train_path), not no_labels)
+    train = all_training(data, not no_labels)
     tree = "" if flags else ", or take every image of the tree unlabelled with data.no_labels=True"
     said = _left_out(_named("train", train, flags), train, tree)
     if data.val_path is None:
@@ -47,7 +54,9 @@ def remarks_on(data: Source, no_labels: bool = False, flags: bool = False) -> Li
         ]
     val = validation_listing(data)
     named = _named("val", val, flags)
-    said += _left_out(named, val)
+    if data.holdout is None:
+        said += _left_out(named, all_validation(data))
+    train = training_listing(data, labelled=True)
     for doubt in (_lacking(named, val), _seen_before(train, val), _cut(named, val, data)):
         said += [f"warning: {doubt}"] if doubt else []
     return said

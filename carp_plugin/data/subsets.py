@@ -80,7 +80,7 @@ def subset_of(samples: Sequence[Sample], root: str, asked: Asked) -> Subset:
         UserError: ``file`` cannot be read, is empty, or has a name twice, one that is none of the images, or one that
             is the name of several.
     """
-    names = [_relative(path, root) for path, _ in samples]
+    names = [relative(path, root) for path, _ in samples]
     labels = [label for _, label in samples]
     file_sha256 = None
     if asked.file is not None:
@@ -93,15 +93,72 @@ def subset_of(samples: Sequence[Sample], root: str, asked: Asked) -> Subset:
         name = f"{100 * asked.fraction:g} % of every class, seed {asked.seed}"
     else:
         indices, name = list(range(len(samples))), "all"
-    members = sorted(f"{names[index]}\t{labels[index]}" for index in indices)
+    return subset(name, indices, samples, root, file_sha256)
+
+
+def drawn(samples: Sequence[Sample], root: str, images: int, seed: int, key: str) -> List[int]:
+    """Indices, rising, of a number of images: of every class its share of them, and at least one.
+
+    Which ones depends on their names and the seed alone. What is left of a division goes to the classes that it costs
+    most.
+
+    Args:
+        samples: (path, label) of every image there is.
+        root: their folder; paths count without it.
+        images: how many are drawn.
+        seed: of the draw.
+        key: that says how many, for the sentence.
+
+    Raises:
+        UserError: there are fewer images, or more classes than are to be drawn.
+    """
+    there = Counter(label for _, label in samples)
+    if not len(there) <= images <= len(samples):
+        fits = min(max(images, len(there)), len(samples))
+        raise UserError(
+            f"{key}={images} cannot be drawn from {len(samples):,} images of {len(there)} classes, each of which needs "
+            f"one; give {key}={fits}, or leave it out."
+        )
+    shares = {label: images * count / len(samples) for label, count in there.items()}
+    wanted = {label: max(1, int(share)) for label, share in shares.items()}
+    while sum(wanted.values()) != images:
+        step = 1 if sum(wanted.values()) < images else -1
+        free = [one for one in wanted if 1 <= wanted[one] + step <= there[one]]
+        label = max(free, key=lambda one: (step * (shares[one] - wanted[one]), -one))
+        wanted[label] += step
+    names = [relative(path, root) for path, _ in samples]
+    found: List[int] = []
+    for label, members in by_class([label for _, label in samples]).items():
+        members.sort(key=lambda index: hash_of(seed, names[index]))
+        found += members[: wanted[label]]
+    return sorted(found)
+
+
+def subset(
+    name: str,
+    indices: Sequence[int],
+    samples: Sequence[Sample],
+    root: str,
+    file_sha256: Optional[str] = None,
+) -> Subset:
+    """Some images, by their indices.
+
+    Args:
+        name: in words.
+        indices: rising.
+        samples: (path, label) of every image there is.
+        root: their folder; paths count without it.
+        file_sha256: of the list's bytes, where there was one.
+    """
+    members = sorted(f"{relative(samples[i][0], root)}\t{samples[i][1]}" for i in indices)
     digest = hashlib.sha256("\n".join(members).encode("utf-8", "surrogateescape"))
-    classes = Counter(labels[index] for index in indices)
+    classes = Counter(samples[index][1] for index in indices)
     return Subset(
         name, tuple(indices), digest.hexdigest(), len(samples), dict(classes), file_sha256
     )
 
 
-def _relative(path: str, root: str) -> str:
+def relative(path: str, root: str) -> str:
     """A path without its root, with slashes on every system."""
     return os.path.relpath(path, root).replace(os.sep, "/") if root else path
 
@@ -111,17 +168,23 @@ def _drawn(names: Sequence[str], labels: Sequence[int], fraction: float, seed: i
 
     Which images depends on their names and the seed alone: every class is sorted by hashes of both.
     """
-    of_class: Dict[int, List[int]] = {}
-    for index, label in enumerate(labels):
-        of_class.setdefault(label, []).append(index)
     chosen: List[int] = []
-    for members in of_class.values():
-        members.sort(key=lambda index: _hash(seed, names[index]))
+    for members in by_class(labels).values():
+        members.sort(key=lambda index: hash_of(seed, names[index]))
         chosen += members[: max(1, round(fraction * len(members)))]
     return sorted(chosen)
 
 
-def _hash(seed: int, name: str) -> bytes:
+def by_class(labels: Sequence[int]) -> Dict[int, List[int]]:
+    """Label -> indices of its images."""
+    of_class: Dict[int, List[int]] = {}
+    for index, label in enumerate(labels):
+        of_class.setdefault(label, []).append(index)
+    return of_class
+
+
+def hash_of(seed: int, name: str) -> bytes:
+    """What decides on an image in a draw."""
     return hashlib.sha256(f"{seed}/{name}".encode("utf-8", "surrogateescape")).digest()
 
 

@@ -15,7 +15,7 @@ import torchvision
 from torch.utils.data import ConcatDataset, Dataset
 
 from carp_plugin.data.datasets import ImageFiles
-from carp_plugin.data.idx import IdxImages, idx_folder
+from carp_plugin.data.idx import idx_folder, idx_listing
 from carp_plugin.data.images import NamesBadImages, read_image, to_rgb
 from carp_plugin.data.listing import labels_as_in, list_images
 from carp_plugin.errors import UserError
@@ -130,9 +130,12 @@ def open_dataset(
         return _folders(path, transform)
     known = KNOWN[name]
     if name == "fashion_mnist" and not (root and (Path(root) / known.folder).is_dir()):
-        found = idx_folder(root)
+        found = idx_folder(root) or idx_folder(None)
         if found is not None and not download:
-            parts = [_as_rgb(IdxImages(found, part), transform) for part in ("train", "test")]
+            parts = [
+                NamesBadImages(ImageFiles(idx_listing(found, part), transform))
+                for part in ("train", "test")
+            ]
             return Opened(parts[0], parts[1], "published train, test", str(found), known.measure)
     home = str(root)
     if not download and not (Path(home) / known.folder).is_dir():

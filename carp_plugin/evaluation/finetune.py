@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from rich.table import Table
 
+from carp_plugin.data.datasets import place
 from carp_plugin.data.labelled import LabelledData
 from carp_plugin.errors import UserError
 from carp_plugin.evaluation.checkpoint import Pretrained
@@ -24,7 +25,7 @@ from carp_plugin.host import BACKBONES, HOST, make_contiguous
 from carp_plugin.settings.finetune import Finetune, FinetuneScheduler
 from carp_plugin.training.callbacks.finite import FiniteLoss
 from carp_plugin.training.plan import Plan
-from carp_plugin.training.report import block_of, provenance, steps_line
+from carp_plugin.training.report import block_of, provenance, rows_of, steps_line
 from carp_plugin.training.state import file_sha256
 
 
@@ -293,6 +294,7 @@ class FinetuneRun(ClassifierRun):
             **accuracies,
             "classes": self.plan.classes,
             "images": {"train": self.data.images, "val": self.data.val_images},
+            "subsets": self.data.drawn,
             "rates": rates_of(self.settings, self.plan),
             "steps": trainer.global_step,
             "seconds": round(seconds, 1),
@@ -382,8 +384,9 @@ def opening(settings: Finetune, start: Start, data: LabelledData, plan: Plan) ->
             (
                 "data",
                 f"{data.images} images to train, {data.val_images} to validate, {plan.classes} classes, "
-                f"{settings.data.train_path} ({settings.data.format})",
+                f"{place(settings.data)} ({settings.data.format})",
             ),
+            *rows_of(data.drawn),
             *labels,
             ("device", str(plan.machine)),
             ("global batch", f"{plan.global_batch} images"),

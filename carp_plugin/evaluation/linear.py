@@ -14,6 +14,7 @@ import torch.nn as nn
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from rich.table import Table
 
+from carp_plugin.data.datasets import place
 from carp_plugin.data.labelled import LabelledData
 from carp_plugin.errors import UserError
 from carp_plugin.evaluation.checkpoint import Pretrained, advice_silenced, agrees
@@ -22,7 +23,7 @@ from carp_plugin.host import HOST, LinearModel, make_contiguous
 from carp_plugin.host.cfg import linear_cfg, plain
 from carp_plugin.settings.linear import Linear
 from carp_plugin.training.plan import Plan
-from carp_plugin.training.report import block_of, provenance, steps_line
+from carp_plugin.training.report import block_of, provenance, rows_of, steps_line
 from carp_plugin.training.state import file_sha256, read_checkpoint
 
 
@@ -174,6 +175,7 @@ class LinearRun(ClassifierRun):
             "remarks": self.remarks,
             "classes": self.plan.classes,
             "images": {"train": self.data.images, "val": self.data.val_images},
+            "subsets": self.data.drawn,
             "steps": trainer.global_step,
             "seconds": round(seconds, 1),
             "pretrained": {
@@ -206,8 +208,9 @@ def opening(settings: Linear, pretrained: Pretrained, data: LabelledData, plan: 
             (
                 "data",
                 f"{data.images} images to train, {data.val_images} to validate, {plan.classes} classes, "
-                f"{settings.data.train_path} ({settings.data.format})",
+                f"{place(settings.data)} ({settings.data.format})",
             ),
+            *rows_of(data.drawn),
             ("device", str(plan.machine)),
             ("global batch", f"{plan.global_batch} images"),
             ("learning rate", lr),

@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Optional, Tuple, get_args
 import torch
 import torch.nn as nn
 
+from carp_plugin.data import idx
 from carp_plugin.data.folders import check_data, prepare_data_folder
 from carp_plugin.data.loaders import labelled_loaders
 from carp_plugin.data.remarks import remarks_on, say_remarks
@@ -120,11 +121,18 @@ def _chosen(pretrained: Pretrained, flags: Offline) -> Dict[str, List[str]]:
 def with_flags(trained: Trained, flags: Offline) -> Trained:
     """What is known of a pretraining with the data that the flags name; a copy.
 
-    Another data set than the pretraining's is brought to a size by the host's own transform for it.
+    Another data set than the pretraining's is brought to a size by the host's own transform for it. Images in another
+    place are all taken, unless the flags say how many.
     """
     changes: Dict[str, Any] = {}
     if flags.dataset not in (None, trained.data.dataset):
         changes.update(dataset=flags.dataset, eval_transform=None)
+        if flags.dataset == idx.NAME:
+            changes.update(train_path=idx.AUTO, val_path=idx.AUTO, prepare=None, no_labels=False)
+    if changes or flags.train_data_path:
+        changes.update(train_images=None, holdout=None)
+    if changes or flags.val_data_path:
+        changes.update(val_images=None)
     if flags.train_data_path or flags.val_data_path:
         changes["prepare"] = None
     if flags.train_data_path and flags.val_data_path:
@@ -134,6 +142,9 @@ def with_flags(trained: Trained, flags: Offline) -> Trained:
         ("val_path", flags.val_data_path),
         ("format", flags.data_format),
         ("num_workers", flags.num_workers),
+        ("train_images", flags.train_images),
+        ("val_images", flags.val_images),
+        ("subset_seed", flags.subset_seed),
     ):
         if value is not None:
             changes[key] = value
@@ -162,10 +173,11 @@ def _loaders(trained: Trained) -> Any:
                 "the pretraining had no labelled validation images; give --train_data_path and --val_data_path."
             )
         prepare_data_folder(data.prepare, data.train_path)
-        check_data(data.dataset, data.train_path, data.val_path, data.format, no_labels=False)
+        check_data(data)
         remarks = remarks_on(data, flags=True)
         say_remarks(remarks)
         return labelled_loaders(data, trained.view, trained.optimizer.batch_size), remarks
     except UserError as error:
         said = re.sub(r"data\.(train|val)_path=", r"--\1_data_path ", str(error))
+        said = re.sub(r"data\.(train|val)_images=", r"--\1_images ", said)
         raise UserError(said.replace("data.format=", "--data_format ")) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Mapping, Optional, Sequence, cast
+from typing import Any, Callable, Dict, Mapping, Optional, Sequence, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -32,7 +32,7 @@ def pretrain_cfg(
         devices: one number for each process of a node.
         classes: of the data; None leaves them to the host, which counts hidden folders too.
     """
-    return _with_classes(parse_pretrain_cfg(_with_devices(values, accelerator, devices)), classes)
+    return _parsed(parse_pretrain_cfg, values, accelerator, devices, classes)
 
 
 def linear_cfg(
@@ -42,10 +42,26 @@ def linear_cfg(
     classes: Optional[int] = None,
 ) -> DictConfig:
     """What the host's linear model is built from; arguments as for :func:`pretrain_cfg`."""
-    return _with_classes(parse_linear_cfg(_with_devices(values, accelerator, devices)), classes)
+    return _parsed(parse_linear_cfg, values, accelerator, devices, classes)
 
 
-def _with_classes(cfg: DictConfig, classes: Optional[int]) -> DictConfig:
+#: A data set that no host knows -> one that both know, for the parsing alone: the host has neither its images nor a
+#: network of its own for it, and looks up no folder.
+_STANDS_FOR = {"fashion_mnist": "stl10"}
+
+
+def _parsed(
+    parse: Callable[[DictConfig], DictConfig],
+    values: Mapping[str, Any],
+    accelerator: str,
+    devices: Sequence[int],
+    classes: Optional[int],
+) -> DictConfig:
+    cfg = _with_devices(values, accelerator, devices)
+    name = cfg.data.dataset
+    cfg.data.dataset = _STANDS_FOR.get(name, name)
+    cfg = parse(cfg)
+    cfg.data.dataset = name
     if classes is not None:
         cfg.data.num_classes = classes
     return cfg

@@ -10,9 +10,7 @@ from carp_plugin.errors import UserError
 from carp_plugin.settings.kinds import (
     FileName,
     Free,
-    Index,
     Int,
-    Part,
     PathText,
     Seed,
     Switch,
@@ -20,7 +18,7 @@ from carp_plugin.settings.kinds import (
 )
 from carp_plugin.settings.mistakes import unknown
 from carp_plugin.settings.model import Settings, key, rule
-from carp_plugin.settings.parts import FeatureKind
+from carp_plugin.settings.parts import FeatureKind, Holdout
 from carp_plugin.settings.pretraining import CarpPretraining
 from carp_plugin.settings.protocols import Neighbours, Others, Protocol
 from carp_plugin.settings.reading import read
@@ -46,13 +44,6 @@ class Gallery(Settings):
 
     rows: Int = key(12, "prototypes", ge=1, le=100)
     columns: Int = key(10, "images of each", ge=1, le=100)
-
-
-class Holdout(Settings):
-    """Training images that a search is judged on."""
-
-    fraction: Part = key(..., "of every class")
-    seed: Index = key(..., "another seed holds out other images")
 
 
 class Comparison(Others):

@@ -22,6 +22,11 @@ class Offline(Settings):
     dataset: Optional[Dataset] = key(None, "data set; the pretraining's where left out")
     train_data_path: Optional[PathText] = key(None, "training images, one folder a class")
     val_data_path: Optional[PathText] = key(None, "validation images, in folders of the same names")
+    train_images: Optional[Count] = key(
+        None, "so many training images are drawn, of every class its share"
+    )
+    val_images: Optional[Count] = key(None, "so many validation images, likewise")
+    subset_seed: Optional[Seed] = key(None, "of these draws; the pretraining's where left out")
     data_format: Optional[Literal["image_folder", "h5"]] = key(None, "how images are read")
     batch_size: Optional[Count] = key(None, "images at once")
     num_workers: Optional[Index] = key(None, "processes that read images")

@@ -15,10 +15,12 @@ from carp_plugin.settings.kinds import (
     Int,
     NotNegative,
     Number,
+    Part,
     PathText,
     Pixels,
     Positive,
     Probability,
+    Seed,
     Share,
     Signed,
     Switch,
@@ -26,12 +28,21 @@ from carp_plugin.settings.kinds import (
 )
 from carp_plugin.settings.model import Given, Settings, key, rule
 
-#: Data sets that both hosts know by name, with their classes; "custom" counts the folders.
-CLASSES = {"cifar10": 10, "cifar100": 100, "stl10": 10, "imagenet": 1000, "imagenet100": 100}
+#: Data sets that are known by name, with their classes; "custom" counts the folders.
+CLASSES = {
+    "cifar10": 10,
+    "cifar100": 100,
+    "stl10": 10,
+    "imagenet": 1000,
+    "imagenet100": 100,
+    "fashion_mnist": 10,
+}
 #: Those that torchvision keeps in files of its own, and downloads.
 DOWNLOADED = ("cifar10", "cifar100", "stl10")
 
-Dataset = Literal["cifar10", "cifar100", "stl10", "imagenet", "imagenet100", "custom"]
+Dataset = Literal[
+    "cifar10", "cifar100", "stl10", "imagenet", "imagenet100", "fashion_mnist", "custom"
+]
 Format = Literal["image_folder", "dali", "h5"]
 Network = Literal["student", "teacher"]
 FeatureKind = Literal["backbone", "projector"]
@@ -62,19 +73,39 @@ class Size(Settings):
         return self
 
 
+class Holdout(Settings):
+    """Training images that are validated on, in place of the validation images."""
+
+    fraction: Part = key(..., "of every class")
+    seed: Index = key(0, "another seed holds out other images")
+
+
 class Data(Settings):
     """Where images are, and how they are read."""
 
-    dataset: Dataset = key(..., "a data set of the host, or custom: folders of images")
-    train_path: PathText = key(..., "training images: one folder a class, or the data set's own")
+    dataset: Dataset = key(..., "a data set of the host, fashion_mnist, or custom: folders")
+    train_path: PathText = key(
+        ...,
+        "training images: one folder a class, or the data set's own; fashion_mnist: auto finds it",
+    )
     val_path: Optional[PathText] = key(None, "validation images, in folders of the same names")
     format: Format = key("image_folder", "dali reads folders with NVIDIA DALI, h5 one HDF5 file")
     num_workers: Int = key(
         ..., "processes that read images; 0 reads them in this one", identity=False, ge=0, le=512
     )
     fraction: Fraction = key(-1, "stratified part of the training images")
-    prepare: Optional[Literal["photos"]] = key(
-        None, "photos writes the embedded photographs to datasets/photos", identity=False
+    train_images: Optional[Count] = key(
+        None, "so many training images are drawn, of every class its share; null: all"
+    )
+    val_images: Optional[Count] = key(None, "so many validation images, likewise")
+    subset_seed: Seed = key(0, "of these draws")
+    holdout: Optional[Holdout] = key(
+        None, "validates on a part of the training images, which are not trained on"
+    )
+    prepare: Optional[Literal["photos", "download"]] = key(
+        None,
+        "photos writes the embedded photographs to datasets/photos, download gets fashion_mnist",
+        identity=False,
     )
     max_bad_fraction: Number = key(
         0.01, "of the training images that may be unreadable: others stand in", ge=0, le=0.5
@@ -85,6 +116,37 @@ class Data(Settings):
     eval_transform: Optional[Size] = key(
         None, "null: the host's transform of the data set (256, then 224 pixels)"
     )
+
+    @model_validator(mode="after")
+    def _readable_so(self) -> Data:
+        if self.dataset == "fashion_mnist" and self.format != "image_folder":
+            raise rule(
+                f"{{at}}format={self.format} does not read fashion_mnist; set {{at}}format=image_folder."
+            )
+        if self.prepare == "download" and self.dataset != "fashion_mnist":
+            raise rule(
+                f"{{at}}prepare=download is for fashion_mnist, not {self.dataset}; set {{at}}prepare=null."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _drawn_from_labels(self) -> Data:
+        drawn = [name for name in ("train_images", "val_images", "holdout") if getattr(self, name)]
+        if drawn and self.format == "h5":
+            raise rule(
+                f"{{at}}{drawn[0]} cannot be drawn from an HDF5 file, which does not tell the classes of its images "
+                "before they are read; set {at}format=image_folder."
+            )
+        if self.holdout and (getattr(self, "no_labels", False) or self.val_path is None):
+            raise rule(
+                "{at}holdout takes the place of labelled validation images, and this run has none; give {at}val_path "
+                "(its images are not read then) and leave {at}no_labels=False."
+            )
+        if self.val_images and self.val_path is None:
+            raise rule(
+                "{at}val_images has no validation images to draw from; give {at}val_path as well."
+            )
+        return self
 
 
 class OptimizerKwargs(Given):

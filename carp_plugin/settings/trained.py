@@ -13,12 +13,13 @@ from carp_plugin.settings.kinds import (
     Number,
     PathText,
     Positive,
+    Seed,
     Signed,
     Switch,
     Text,
 )
 from carp_plugin.settings.model import Settings, key
-from carp_plugin.settings.parts import Dataset, Format, Size
+from carp_plugin.settings.parts import Dataset, Format, Holdout, Size
 
 
 class _Lenient(Settings):
@@ -41,6 +42,10 @@ class TrainedData(_Lenient):
     format: Format = key("image_folder", "how they are read")
     num_workers: Index = key(4, "processes that read images")
     no_labels: Switch = key(False, "any tree of images")
+    train_images: Optional[Count] = key(None, "training images that were drawn")
+    val_images: Optional[Count] = key(None, "validation images that were drawn")
+    subset_seed: Seed = key(0, "of these draws")
+    holdout: Optional[Holdout] = key(None, "training images that are validated on")
     prepare: Optional[Text] = key(None, "embedded images")
     max_bad_fraction: Number = key(0.01, "of the images may be bad", ge=0, le=0.5)
     max_pixels: Count = key(178_956_970, "an image of more is bad")

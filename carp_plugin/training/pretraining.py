@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from carp_plugin.data.folders import check_data, count_classes, prepare_data_folder
-from carp_plugin.data.loaders import say_bad_images
+from carp_plugin.data.loaders import drawn_of, say_bad_images
 from carp_plugin.errors import UserError
 from carp_plugin.host import METHODS, AutoUMAP, make_contiguous
 from carp_plugin.host.cfg import plain, pretrain_cfg
@@ -61,7 +61,7 @@ def check_run(settings: Pretraining) -> Machine:
     machine = machine_of(settings)
     data = settings.data
     prepare_data_folder(data.prepare, data.train_path)
-    check_data(data.dataset, data.train_path, data.val_path, data.format, data.no_labels)
+    check_data(data)
     check_writable(settings.checkpoint)
     return machine
 
@@ -244,6 +244,7 @@ class PretrainingRun(TrainingRun):
             "seed": self.settings.seed,
             "accuracy": [vars(row) for row in rows],
             "last_epoch": self.history.last,
+            "subsets": drawn_of(self.settings.data, self.train, self.val),
             "signs_of_collapse": self.monitor.signs,
             "remarks": self.remarks,
             "steps": trainer.global_step,

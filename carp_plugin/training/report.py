@@ -12,6 +12,7 @@ import torch
 from rich.table import Table
 
 from carp_plugin import __version__
+from carp_plugin.data.datasets import place
 from carp_plugin.host import HOST
 from carp_plugin.host.detect import checkout_commit
 from carp_plugin.settings.parts import CarpKwargs, Scheduler
@@ -22,8 +23,14 @@ from carp_plugin.training.plan import Plan
 PACKAGES = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "numpy", "pillow")
 
 
-def opening(settings: Pretraining, plan: Plan) -> Table:
-    """The block that a run opens with."""
+def opening(settings: Pretraining, plan: Plan, drawn: Optional[Mapping[str, Any]] = None) -> Table:
+    """The block that a run opens with.
+
+    Args:
+        settings: of the run.
+        plan: its numbers.
+        drawn: which images were asked for, of :func:`carp_plugin.data.datasets.subsets_of`.
+    """
     machine, data, optimizer = plan.machine, settings.data, settings.optimizer
     threads = f", {torch.get_num_threads()} threads" if machine.accelerator == "cpu" else ""
     classes = "no labels" if data.no_labels else f"{plan.classes} classes"
@@ -36,8 +43,9 @@ def opening(settings: Pretraining, plan: Plan) -> Table:
         ),
         (
             "data",
-            f"{plan.images} images, {classes}, {data.train_path} ({data.format})",
+            f"{plan.images} images, {classes}, {place(data)} ({data.format})",
         ),
+        *rows_of(drawn or {}),
         ("views", crops),
         ("device", f"{machine}{threads}, precision {settings.precision or '32-true'}"),
         ("global batch", f"{plan.global_batch} images"),
@@ -54,6 +62,18 @@ def opening(settings: Pretraining, plan: Plan) -> Table:
         rows.append(("prototypes", blocks))
     rows.append(("steps", steps_line(plan, settings.max_epochs, settings.seed)))
     return block_of(rows)
+
+
+def rows_of(drawn: Mapping[str, Any]) -> List[Tuple[str, str]]:
+    """Rows of an opening block: which images were asked for."""
+    names = {"train": "training images", "val": "validation images"}
+    return [
+        (
+            names[part],
+            f"{some['images']:,} of {some['of']:,} ({some['name']}), sha256 {some['sha256'][:12]}",
+        )
+        for part, some in drawn.items()
+    ]
 
 
 def steps_line(plan: Plan, max_epochs: int, seed: int) -> str:

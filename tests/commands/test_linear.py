@@ -21,6 +21,7 @@ from carp_plugin.settings.linear import read_linear
 from carp_plugin.settings.reading import plain
 from carp_plugin.training.devices import machine_of
 from carp_plugin.training.plan import plan_of
+from tests.data.made_idx import write_idx
 from tests.helpers import image_folder, small_settings
 from tests.linear_helpers import linear_cfg, write_checkpoint
 from tests.run_cli import ROOT, run_cli
@@ -67,7 +68,9 @@ def test_a_pretrained_run_is_evaluated_by_the_folder_it_left(
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: f"{p.parent.name}-{p.stem}")
-def test_every_recipe_composes_and_is_parsed_by_the_host(path, images, checkpoint, monkeypatch):
+def test_every_recipe_composes_and_is_parsed_by_the_host(
+    path, images, checkpoint, tmp_path, monkeypatch
+):
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(path.parent), version_base="1.2"):
         cfg = compose(path.name)
@@ -81,12 +84,13 @@ def test_every_recipe_composes_and_is_parsed_by_the_host(path, images, checkpoin
     OmegaConf.set_struct(cfg, False)
     cfg.pretrained_feature_extractor, cfg.pretrain_method = str(checkpoint), "swav"
     cfg.data.prepare = None
-    if not cfg.data.dataset.startswith("cifar"):
+    if cfg.data.dataset == "fashion_mnist":
+        cfg.data.train_path = cfg.data.val_path = str(write_idx(tmp_path / "idx"))
+    elif not cfg.data.dataset.startswith("cifar"):
         cfg.data.train_path, cfg.data.val_path = str(images / "train"), str(images / "val")
     settings = read_linear(plain(cfg))
     check_optimizer(settings.optimizer)
-    data = settings.data
-    check_data(data.dataset, data.train_path, data.val_path, data.format, no_labels=False)
+    check_data(settings.data)
     pretrained = load_pretrained(settings.pretrained_feature_extractor)
     check_named(settings, pretrained)
     plan = plan_of(settings, machine_of(settings), images=24, classes=6)

@@ -3,8 +3,10 @@
 import pytest
 
 from carp_plugin.compare.plan import plan
+from carp_plugin.data.datasets import training_listing, validation_listing
 from carp_plugin.errors import UserError
 from carp_plugin.settings.comparison import read_comparison
+from carp_plugin.settings.pretraining import read_pretraining
 from carp_plugin.settings.reading import plain
 from tests.compare.configs import asked, comparison
 from tests.helpers import image_folder
@@ -59,11 +61,13 @@ def test_a_search_has_a_run_for_every_trial_and_never_sees_the_reported_images(i
     assert [job.settings["pretrain"]["optimizer"]["lr"] for job in jobs] == [0.1, 0.2, 0.3, 0.3]
     assert jobs[3].settings["pretrain"]["method_kwargs"]["pred_hidden_dim"] == 4
     for job in jobs:
-        data = job.settings["pretrain"]["data"]
-        assert (data["train_path"], data["val_path"]) == (
-            "results/tiny/holdout/train",
-            "results/tiny/holdout/val",
+        data = read_pretraining(job.settings["pretrain"]).data
+        train, val = (
+            {path for path, _ in listing(data).samples}
+            for listing in (training_listing, validation_listing)
         )
+        assert (len(train), len(val)) == (36, 12) and not train & val
+        assert all(path.startswith(str(images / "train")) for path in train | val)
 
 
 MISTAKES = {

@@ -9,9 +9,14 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from carp_plugin.data import listing
-from carp_plugin.data.datasets import labelled_images, pretraining_images, validation_listing
-from carp_plugin.data.folders import count_classes, count_images
-from carp_plugin.data.holdout import hold_out
+from carp_plugin.data.datasets import (
+    counts,
+    labelled_images,
+    pretraining_images,
+    training_listing,
+    validation_listing,
+)
+from carp_plugin.data.folders import count_classes
 from carp_plugin.data.images import NamesBadImages, fingerprint
 from carp_plugin.data.listing import is_image_name, list_images
 from carp_plugin.data.loaders import dali_files, fingerprint_of
@@ -178,13 +183,12 @@ def test_one_listing_for_counts_loaders_dali_hold_outs_and_comparisons(images, t
     settings = small_settings(images)
     files = training_loader(settings).dataset.dataset.files()
     train, _ = labelled_loaders(settings)
-    assert len(files) == 26 == count_images(str(root))
+    assert (len(files), 24) == counts(settings.data)
     assert sorted(files) == dali_files(settings.data) == sorted(train.dataset.files())
-    parts = hold_out(root, tmp_path / "split", fraction=0.25, seed=0)
-    assert sum(count_images(str(part)) for part in parts) == 26
-    assert {p.resolve() for part in parts for p in part.rglob("*.png")} == {
-        Path(path).resolve() for path in files
-    }
+    held = small_settings(images, data__holdout={"fraction": 0.25}).data
+    parts = training_listing(held).samples, validation_listing(held).samples
+    assert [len(part) for part in parts] == [19, 7] and counts(held) == (19, 7)
+    assert sorted(path for part in parts for path, _ in part) == sorted(files)
 
 
 def test_labels_are_those_of_the_training_folders_names(images):

@@ -2,11 +2,12 @@
 
 import hashlib
 import random
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 
-from carp_plugin.data.subsets import subset_of
+from carp_plugin.data.subsets import drawn, subset_of
 from carp_plugin.errors import UserError
 
 SIZES = {"cat": 40, "dog": 7, "eel": 1}
@@ -116,3 +117,30 @@ def test_images_without_files_are_drawn_by_their_numbers():
     numbered = [(str(index), index % 3) for index in range(30)]
     subset = subset_of(numbered, "", asked(0.2))
     assert subset.classes == {0: 2, 1: 2, 2: 2}
+
+
+def numbers(images, samples=SAMPLES, seed=0):
+    indices = drawn(samples, "/root", images, seed, "data.train_images")
+    return {samples[index][0] for index in indices}, Counter(samples[i][1] for i in indices)
+
+
+@pytest.mark.parametrize(
+    "images, classes",
+    [(48, (40, 7, 1)), (24, (20, 3, 1)), (3, (1, 1, 1)), (10, (8, 1, 1)), (41, (34, 6, 1))],
+)
+def test_a_number_of_images_is_every_classs_share_and_one_at_least(images, classes):
+    assert numbers(images)[1] == dict(enumerate(classes))
+
+
+def test_a_number_is_drawn_by_names_and_seed_alone():
+    first, _ = numbers(24)
+    shuffled = random.Random(0).sample(SAMPLES, len(SAMPLES))
+    assert first == numbers(24, shuffled)[0] != numbers(24, seed=1)[0]
+
+
+@pytest.mark.parametrize("images, fits", [(2, 3), (49, 48)])
+def test_a_number_that_does_not_fit_is_answered_with_one_that_does(images, fits):
+    with pytest.raises(
+        UserError, match=f"images={images} cannot be drawn.*give data.train_images={fits},"
+    ):
+        numbers(images)
