@@ -116,6 +116,35 @@ def test_method_is_built_from_a_cfg_and_takes_optimisation_steps(name, images):
     assert {"val_loss", "val_acc1"} <= set(trainer.callback_metrics)
 
 
+@pytest.mark.parametrize("queue", [0, 8])
+def test_swav_predicts_the_large_views_assignments_from_every_other_view(queue, images):
+    """Two large and two small views; the queue keeps the large ones' embeddings, the newest first."""
+    views = [augmentation(16, 2), augmentation(12, 2)]
+    changes = {"augmentations": views, "method_kwargs.queue_size": queue, "max_epochs": 1}
+    settings = small_settings(images, "swav", **changes)
+    _, model, trainer = trained(settings, steps=1)
+    batch = next(iter(training_loader(settings)))
+    said = {}
+    model.log = lambda name, value, **_: said.update({name: value})
+    model.log_dict = lambda values, **_: None
+    with torch.no_grad():
+        z = [
+            torch.nn.functional.normalize(model.projector(model.backbone(view)))
+            for view in batch[1]
+        ]
+        scores = [model.prototypes(each) for each in z]
+        terms = [
+            -(model.get_assignments(scores[:2])[i] * (scores[j] / 0.1).log_softmax(1)).sum(1).mean()
+            for i in (0, 1)
+            for j in range(4)
+            if i != j
+        ]
+    model.training_step(batch, 0)
+    torch.testing.assert_close(said["train_swav_loss"], sum(terms) / 6, rtol=1e-5, atol=1e-6)
+    if queue:
+        torch.testing.assert_close(model.queue[:, :8], torch.stack(z[:2]), rtol=1e-4, atol=1e-5)
+
+
 def test_checkpoints_carry_the_current_names_of_the_backbone(images):
     model = built(small_settings(images, "byol"))
     keys = model.state_dict().keys()

@@ -146,7 +146,7 @@ def test_a_program_that_only_imports_us_is_as_hydra_has_it(tmp_path):
         (["--cfg", "hydra"], "output_subdir: null\n"),
         (["--info", "searchpath"], "pkg://carp_plugin.configs"),
         (["--info", "defaults"], "hydra/job_logging/disabled"),
-        (["--help"], "method_defaults: carp\n"),
+        (["--help"], "optimizers: lars, lars_clipped, sgd\n"),
         (["-m", "seed=1,2"], "seed 1\nseed 2\n"),
     ],
     ids=lambda given: " ".join(given) if isinstance(given, list) else "",

@@ -26,6 +26,7 @@ from carp_plugin.host.common import (
 from carp_plugin.host.pypi import optim
 from carp_plugin.host.pypi.config import with_defaults
 from carp_plugin.host.pypi.knn import WeightedKNNClassifier
+from carp_plugin.host.pypi.swav import SwAV
 
 BACKBONES = {
     name: getattr(torchvision.models if name.startswith("resnet") else _timm_backbones, name)
@@ -286,7 +287,7 @@ def _adapted(name: str, cls: type) -> type:
 
 METHODS: Dict[str, type] = {
     name: _adapted(name, cls)
-    for name, cls in _SOLO_METHODS.items()
+    for name, cls in {**_SOLO_METHODS, "swav": SwAV}.items()
     if issubclass(cls, _base.BaseMethod) and cls is not _base.BaseMethod
 }
 
