@@ -40,6 +40,18 @@ def peak_memory() -> int:
     return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 
 
+def pytest_runtest_setup(item):
+    """What needs a card is skipped where there is none."""
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device, and there is none on this machine")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request):
+    """Where the test's tensors are: it runs on the CPU everywhere, and on the first card where there is one."""
+    return torch.device(request.param)
+
+
 @pytest.fixture(autouse=True)
 def in_an_empty_folder(tmp_path, monkeypatch):
     """What a test writes to the working directory goes where pytest cleans up."""

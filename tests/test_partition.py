@@ -103,9 +103,10 @@ def test_the_device_asked_for_is_the_device_received(kind):
     assert partition(kind, 0, 0, 8, torch.device("meta")).device.type == "meta"
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
-def test_a_gpu_receives_the_permutation_of_the_cpu():
-    assert torch.equal(random_partition(0, 3, K, "cuda").cpu(), random_partition(0, 3, K))
+def test_every_device_receives_the_permutation_of_the_cpu(device):
+    received = random_partition(0, 3, K, device)
+    assert received.device.type == device.type
+    assert torch.equal(received.cpu(), random_partition(0, 3, K))
 
 
 @pytest.mark.parametrize(

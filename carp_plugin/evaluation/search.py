@@ -1,15 +1,15 @@
 """Nearest neighbours by cosine similarity in bounded memory: exact on CPU and card, or from an approximate index.
 
 The bank is brought to float32 chunk by chunk and the best k so far are merged, so that memory is the bank's own
-(float16, or a mapped file) and one chunk.
+(float16, or a mapped file) and one chunk. On a card the bank lies there in its own precision where it fits, and
+otherwise crosses the bus in it; products, the k best and their merging stay there.
 """
 
 from __future__ import annotations
 
 import sys
-from typing import Any, Iterator, NamedTuple, Optional, Tuple
+from typing import Any, Iterable, Iterator, NamedTuple, Optional, Tuple
 
-import faiss
 import numpy as np
 import torch
 from rich.progress import track
@@ -19,6 +19,7 @@ from carp_plugin.errors import UserError
 INDEXES = ("exact", "ivf", "hnsw")
 
 _CHUNK_VALUES = 2**23  # float32 values of a chunk of the bank: 32 MB
+_CARD_VALUES = 2**26  # the same on a card, and similarities at once: 256 MB
 _QUERIES = 2048  # queries searched for at once
 _RECALL_SAMPLE = 256  # queries on which an approximate index is measured
 
@@ -110,15 +111,15 @@ def nearest(
         chunk: rows of the bank in float32 at once; None takes 32 MB of them.
         title: as for :func:`weighted_knn`.
     """
-    on_card = device is not None and device.type == "cuda"
+    if device is not None and device.type == "cuda":
+        return _nearest_on(device, bank, queries, k, chunk, title)
     similarities = np.empty((len(queries), 0), dtype=np.float32)
     best = Neighbours(similarities, np.empty((len(queries), 0), dtype=np.int64))
     for start, rows in _chunks(bank, chunk or max(1, _CHUNK_VALUES // bank.shape[1]), title):
-        rows = rows.to(device) if on_card else rows
         parts = []
         for at in range(0, len(queries), _QUERIES):
             block = unit_rows(queries[at : at + _QUERIES])
-            some = (_torch_top if on_card else _faiss_top)(rows, block, min(k, len(rows)))
+            some = _faiss_top(rows, block, min(k, len(rows)))
             done = Neighbours(*(array[at : at + _QUERIES] for array in best))
             parts.append(_merged(done, Neighbours(some.similarities, some.indices + start), k))
         best = Neighbours(*(np.concatenate(arrays) for arrays in zip(*parts)))
@@ -126,17 +127,55 @@ def nearest(
 
 
 def _faiss_top(rows: torch.Tensor, queries: torch.Tensor, k: int) -> Neighbours:
+    import faiss  # a card can do without
+
     # The kernel of faiss.IndexFlatIP without the index, which would be a copy of the rows.
     return Neighbours(*faiss.knn(queries.numpy(), rows.numpy(), k, faiss.METRIC_INNER_PRODUCT))
 
 
-def _torch_top(rows: torch.Tensor, queries: torch.Tensor, k: int) -> Neighbours:
-    few = max(1, _CHUNK_VALUES // len(rows))
-    parts = [(part.to(rows.device) @ rows.T).topk(k) for part in queries.split(few)]
-    return Neighbours(
-        torch.cat([part.values for part in parts]).cpu().numpy(),
-        torch.cat([part.indices for part in parts]).cpu().numpy(),
-    )
+def _nearest_on(
+    device: torch.device,
+    bank: torch.Tensor,
+    queries: torch.Tensor,
+    k: int,
+    chunk: Optional[int] = None,
+    title: str = "",
+) -> Neighbours:
+    """:func:`nearest` on one device, which is waited for once, at the end."""
+    bank, queries = _resident(bank, device), _resident(queries, device)
+    size = min(len(bank), chunk or max(1, _CARD_VALUES // bank.shape[1]))
+    few = max(1, min(_CARD_VALUES // size, _CARD_VALUES // bank.shape[1]))
+    finite = torch.ones((), dtype=torch.bool, device=device)
+    best = [
+        (torch.empty(n, 0, device=device), torch.empty(n, 0, dtype=torch.int64, device=device))
+        for n in map(len, queries.split(few))
+    ]
+    for start in _starts(len(bank), size, title):
+        rows, good = _unit(bank[start : start + size].to(device))
+        finite &= good
+        for at, block in enumerate(queries.split(few)):
+            unit, good = _unit(block.to(device))
+            finite &= good
+            some, columns = (unit @ rows.T).topk(min(k, len(rows)))
+            # Equals in the order of the bank, as `_merged` has them.
+            columns, order = columns.sort(dim=1)
+            similarities = torch.cat([best[at][0], some.gather(1, order)], dim=1)
+            indices = torch.cat([best[at][1], columns + start], dim=1)
+            similarities, order = similarities.sort(dim=1, descending=True, stable=True)
+            best[at] = similarities[:, :k], indices.gather(1, order[:, :k])
+    if not bool(finite):
+        raise UserError(NOT_FINITE)
+    return Neighbours(*(torch.cat(parts).cpu().numpy() for parts in zip(*best)))
+
+
+def _resident(rows: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The rows on the device, in their own precision, where they take less than half of its free memory."""
+    fits = rows.numel() * rows.element_size() < _free_bytes(device) / 2
+    return rows.to(device) if fits else rows
+
+
+def _free_bytes(device: torch.device) -> float:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else float("inf")
 
 
 def _merged(best: Neighbours, new: Neighbours, k: int) -> Neighbours:
@@ -156,6 +195,8 @@ def _merged(best: Neighbours, new: Neighbours, k: int) -> Neighbours:
 
 def _approximate(bank: torch.Tensor, queries: torch.Tensor, k: int, kind: str) -> Neighbours:
     """Neighbours from an index in half precision: inverted lists (nlist = sqrt N, of which 1/16 are probed) or HNSW."""
+    import faiss
+
     N, dim = bank.shape
     half = faiss.ScalarQuantizer.QT_fp16
     if kind == "ivf":
@@ -186,10 +227,19 @@ def _recall(found: np.ndarray, true: np.ndarray) -> float:
 
 def _chunks(bank: torch.Tensor, size: int, title: str) -> Iterator[Tuple[int, torch.Tensor]]:
     """The bank as unit rows in float32, a chunk at a time, each with the number of its first row."""
-    starts = range(0, len(bank), size)
-    shown = title and sys.stdout.isatty() and len(starts) > 1
-    for start in track(starts, description=title, disable=not shown, transient=True):
+    for start in _starts(len(bank), size, title):
         yield start, unit_rows(bank[start : start + size])
+
+
+def _starts(rows: int, size: int, title: str) -> Iterable[int]:
+    """The first row of each chunk, with a bar where there are several, a title and a terminal."""
+    starts = range(0, rows, size)
+    shown = title and sys.stdout.isatty() and len(starts) > 1
+    return track(starts, description=title, disable=not shown, transient=True)
+
+
+#: What :func:`unit_rows` refuses.
+NOT_FINITE = "the features hold values that are not finite, which cannot be compared: the network has diverged."
 
 
 def unit_rows(rows: torch.Tensor) -> torch.Tensor:
@@ -198,11 +248,15 @@ def unit_rows(rows: torch.Tensor) -> torch.Tensor:
     Raises:
         UserError: rows that are not finite.
     """
-    rows = rows.to(device="cpu", dtype=torch.float32, copy=True)
-    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    rows.div_(lengths.clamp_min(1e-12))  # as F.normalize, in place
-    if not bool(torch.isfinite(lengths).all()):
-        raise UserError(
-            "the features hold values that are not finite, which cannot be compared: the network has diverged."
-        )
-    return rows
+    unit, finite = _unit(rows.cpu())
+    if not bool(finite):
+        raise UserError(NOT_FINITE)
+    return unit
+
+
+def _unit(rows: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+    """A copy in float32 with rows of unit length, where it is, and whether all of it was finite: ()."""
+    unit = rows.to(dtype=torch.float32, copy=True)
+    lengths = torch.linalg.vector_norm(unit, dim=1, keepdim=True)
+    unit.div_(lengths.clamp_min(1e-12))  # as F.normalize, in place
+    return unit, torch.isfinite(lengths).all()

@@ -28,13 +28,15 @@ CHANGE = "begin anew with a lower optimizer.lr or a longer scheduler.warmup_epoc
 class FiniteLoss(Callback):
     """Ends training with one sentence when the loss or a gradient is not finite, after saving what was good.
 
-    Before every optimizer step one number is looked at: the sum of all gradients, with the loss.
-    That is where an accelerator is waited for, once a step, and it cannot be later: the step would write the
-    gradients into the weights, and the host the weights into the teacher. So what is saved is the state before the
-    bad step: weights, teacher, optimizer, and the running statistics of batch norm, which the forward pass has
-    changed already and which are put back. Queues and centres that other methods update in the forward pass are not
-    put back; if one of them, or a weight, is not finite, nothing is saved, and the sentence names the checkpoint
-    before.
+    Before every optimizer step one number is looked at: the sum of the norms of all gradients, with the loss. The
+    norms are one call for all gradients, on an accelerator a few kernels.
+    That is where an accelerator is waited for, once a step. A look one step late would spare the wait and lose what
+    is saved: by then the step has written the gradients into the weights, the optimizer's state and the teacher, and
+    the state before is nowhere, unless a second copy of all of it is held and written at every step. So what is saved
+    is the state before the bad step: weights, teacher, optimizer, and the running statistics of batch norm, which the
+    forward pass has changed already and which are put back. Queues and centres that other methods update in the
+    forward pass are not put back; if one of them, or a weight, is not finite, nothing is saved, and the sentence
+    names the checkpoint before.
 
     Across ranks DistributedDataParallel has averaged the gradients by then, so a loss that is not finite on one rank
     has spoilt them on all, and all leave together; nothing more is sent as long as all is well. (A loss of one rank
@@ -78,17 +80,19 @@ class FiniteLoss(Callback):
             UserError: something is not finite; on every rank alike.
         """
         loss, self._loss = self._loss, None
-        gradients = [p.grad for p in module.parameters() if p.grad is not None]
+        trained = (p for group in optimizer.param_groups for p in group["params"])
+        gradients = [p.grad for p in trained if p.grad is not None]
         if not gradients:  # a step that trains nothing can harm nothing
             return
         own = loss if trainer.world_size == 1 else None
-        # Sums pass on what is not finite, at a tenth of a maximum's price on a CPU.
-        total = torch.stack([gradient.sum().float() for gradient in gradients]).sum()
+        # Norms pass on what is not finite; largest entries would too, at many times the price on a CPU.
+        norms = torch._foreach_norm(gradients)
+        total = torch.stack([norm.float() for norm in norms]).sum()
         if math.isfinite(float(total if own is None else total + own)):
             return
         harmless = own is None or math.isfinite(float(own))
         if harmless and _first_bad(_gradients(module)) is None:
-            return  # all are finite, if too large for their sum
+            return  # all are finite, if too large for their norm
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             lost = loss is not None and not math.isfinite(float(loss))
             if not trainer.strategy.reduce_boolean_decision(lost, all=False):

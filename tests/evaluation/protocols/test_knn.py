@@ -73,11 +73,34 @@ def test_chunks_change_nothing(chunk):
     assert (np.diff(whole.similarities) <= 0).all()
 
 
-def test_the_backend_of_a_card_finds_the_same(monkeypatch):
-    true = nearest(BANK.feats, QUERIES.feats, 30, chunk=64)
-    monkeypatch.setattr(searching, "_faiss_top", searching._torch_top)
-    monkeypatch.setattr(searching, "_CHUNK_VALUES", 1000)
-    assert np.array_equal(true.indices, nearest(BANK.feats, QUERIES.feats, 30, chunk=64).indices)
+@pytest.mark.parametrize("free", [math.inf, 0.0], ids=["resident", "streamed"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("chunk", [None, 7, 64])
+def test_the_way_of_a_card_finds_the_same(chunk, dtype, free, device, monkeypatch):
+    """Its products, its merging and its order of equals."""
+    bank = BANK.feats.to(dtype)
+    true = nearest(bank, QUERIES.feats, 30, chunk=64)
+    monkeypatch.setattr(searching, "_CARD_VALUES", 5000)
+    monkeypatch.setattr(searching, "_free_bytes", lambda device: free)
+    found = searching._nearest_on(device, bank, QUERIES.feats, 30, chunk)
+    assert np.allclose(found.similarities, true.similarities, atol=1e-6)
+    apart = np.diff(true.similarities, axis=1) < -1e-6  # equal to rounding: either order is right
+    same = found.indices == true.indices
+    assert same[:, 1:-1][apart[:, :-1] & apart[:, 1:]].all() and same.mean() > 0.95
+    signs = torch.randn(
+        400, 64, generator=torch.Generator().manual_seed(2)
+    ).sign()  # exact products
+    thrice = torch.cat([signs, signs[:10], signs[:10]]).to(dtype)
+    itself = searching._nearest_on(device, thrice, signs[:10], 3, chunk)
+    assert np.array_equal(itself.indices, [[i, 400 + i, 410 + i] for i in range(10)])
+
+
+def test_the_way_of_a_card_refuses_what_is_not_finite(device):
+    bank = BANK.feats.clone()
+    bank[3, 2] = math.nan
+    for rows, queries in ((bank, QUERIES.feats), (QUERIES.feats, bank)):
+        with pytest.raises(UserError, match="not finite, which cannot be compared"):
+            searching._nearest_on(device, rows, queries, 5)
 
 
 @pytest.mark.parametrize("chunk", [2, 5, 40])

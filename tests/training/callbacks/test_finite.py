@@ -202,6 +202,15 @@ class Scaled:
         barrier = staticmethod(lambda: None)
 
 
+class Unscaled(Scaled):
+    """A trainer in full precision."""
+
+    precision = "32-true"
+
+    class precision_plugin:
+        scaler = None
+
+
 @pytest.mark.parametrize("loss, stops", [(1.0, False), (NAN, True), (math.inf, True)])
 def test_with_a_gradient_scaler_only_the_loss_counts(loss, stops):
     module = torch.nn.Linear(2, 1)
@@ -219,12 +228,45 @@ def test_with_a_gradient_scaler_only_the_loss_counts(loss, stops):
         guard.on_before_optimizer_step(Scaled, module, optimizer)
 
 
-def test_gradients_too_large_for_their_sum_are_finite_still():
+@pytest.mark.parametrize("value", [3e38, 1e20])
+def test_gradients_too_large_for_their_norm_are_finite_still(value):
     module = torch.nn.Linear(2, 1)
-    module.weight.grad = torch.full((1, 2), 3e38)
+    module.weight.grad = torch.full((1, 2), value)
     guard = FiniteLoss()
     guard.on_before_backward(Scaled, module, torch.tensor(1.0))
     guard.on_before_optimizer_step(Scaled, module, torch.optim.SGD(module.parameters(), lr=0.1))
+
+
+@pytest.mark.parametrize("bad", [NAN, math.inf, -math.inf])
+@pytest.mark.parametrize("which", range(3))
+def test_one_entry_of_one_gradient_among_many_is_enough(which, bad):
+    module = torch.nn.ParameterList([torch.zeros(3), torch.zeros(4, 5), torch.zeros(())])
+    module.device = torch.device("cpu")
+    for parameter in module:
+        parameter.grad = torch.randn(parameter.shape)
+    module[which].grad.view(-1)[-1] = bad
+    guard = FiniteLoss()
+    guard.on_before_backward(Unscaled, module, torch.tensor(1.0))
+    says = f"the gradient of {which} is not finite, though the loss is"
+    with pytest.raises(UserError, match=says):
+        guard.on_before_optimizer_step(
+            Unscaled, module, torch.optim.SGD(module.parameters(), lr=0.1)
+        )
+
+
+def test_an_accelerator_is_waited_for_once_a_step(monkeypatch):
+    """Whatever the number of gradients: one tensor is turned into a number of Python's."""
+    module = torch.nn.ParameterList([torch.zeros(3) for _ in range(50)])
+    for parameter in module:
+        parameter.grad = torch.ones(3)
+    looks = []
+    monkeypatch.setattr(torch.Tensor, "__float__", lambda tensor: looks.append(1) or 1.0)
+    for look in ("item", "__bool__", "cpu", "tolist", "__int__"):
+        monkeypatch.setattr(torch.Tensor, look, lambda *_, name=look: looks.append(name))
+    guard = FiniteLoss()
+    guard.on_before_backward(Unscaled, module, torch.tensor(1.0))
+    guard.on_before_optimizer_step(Unscaled, module, torch.optim.SGD(module.parameters(), lr=0.1))
+    assert looks == [1]
 
 
 def one_rank_breaks(rank, root, folder, where):
