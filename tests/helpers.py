@@ -20,6 +20,9 @@ METHOD_KWARGS: Dict[str, Dict[str, Any]] = {
         "num_prototypes": 32,
         "partition_size": 8,
     },
+    "carl": {"proj_hidden_dim": 32, "proj_output_dim": 16, "num_prototypes": 16},
+    "simclrv2": {"proj_hidden_dim": 32, "proj_output_dim": 16, "temperature": 0.2},
+    "supervised": {},
     "barlow_twins": {"proj_hidden_dim": 32, "proj_output_dim": 32},
     "byol": {"proj_hidden_dim": 32, "proj_output_dim": 16, "pred_hidden_dim": 32},
     "deepclusterv2": {

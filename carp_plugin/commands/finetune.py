@@ -17,6 +17,7 @@ from carp_plugin.evaluation.finetune import (
     opening,
     random_backbone,
     remarks_on_subset,
+    with_head,
 )
 from carp_plugin.host import BACKBONES
 from carp_plugin.methods.known import check_optimizer, one_of
@@ -104,5 +105,6 @@ def _start(settings: Finetune) -> Tuple[Start, TrainedView]:
             trained.backbone.name, trained.backbone.kwargs, trained.data.dataset, settings.seed
         )
         return Start(backbone, trained.backbone.name, None), trained.view
-    network = pretrained.network(settings.network)
-    return Start(network, trained.backbone.name, pretrained), trained.view
+    network = with_head(pretrained, settings.network, settings.head_layers)
+    start = Start(network, trained.backbone.name, pretrained, settings.head_layers)
+    return start, trained.view

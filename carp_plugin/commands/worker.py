@@ -237,7 +237,7 @@ def _classifier(
         "checkpoint": {"enabled": False},
         "auto_resume": {"enabled": False},
         "enable_progress_bar": False,
-        **({"weights": "random"} if alone else {}),
+        **({"weights": "random", "head_layers": 0} if alone else {}),
     }
     # The images, their size and the machine are those of the pretraining, whichever was chosen there.
     data = {key: pretrain["data"].get(key) for key in _IMAGES}

@@ -34,19 +34,82 @@ class Start:
     """The network that a fine-tuning begins with.
 
     Attributes:
-        backbone: images (N, 3, H, W) to features (N, F).
+        backbone: images (N, 3, H, W) to features (N, F), with the layers of the projector that are kept.
         name: of the backbone, as the host calls it.
         pretrained: the checkpoint that its weights are of; None where they are random.
+        head_layers: how many layers of the projector are kept.
     """
 
     backbone: nn.Module
     name: str
     pretrained: Optional[Pretrained]
+    head_layers: int = 0
 
     @property
     def words(self) -> str:
         """Whose weights they are, for a table."""
-        return f"random {self.name}" if self.pretrained is None else self.pretrained.method
+        if self.pretrained is None:
+            return f"random {self.name}"
+        return self.pretrained.method + self.head
+
+    @property
+    def head(self) -> str:
+        """What is kept of the projector, as the end of a phrase."""
+        if not self.head_layers:
+            return ""
+        return f" with {self.head_layers} layer{'s' * (self.head_layers > 1)} of its projector"
+
+
+class WithHead(nn.Module):
+    """A backbone and the first layers of a projector behind it, as one network.
+
+    Args:
+        backbone: images (N, 3, H, W) to features (N, F).
+        head: features (N, F) to (N, G).
+        num_features: G.
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Module, num_features: int) -> None:
+        super().__init__()
+        self.backbone, self.head, self.num_features = backbone, head, num_features
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, G)."""
+        return self.head(self.backbone(images))
+
+
+def with_head(pretrained: Pretrained, network: str, layers: int) -> nn.Module:
+    """A pretrained backbone with the first layers of its projector: SimCLR v2 fine-tunes from the middle of the head.
+
+    A layer is a linear one with what follows it, batch norm and activation, up to the next linear one.
+
+    Args:
+        pretrained: the checkpoint.
+        network: ``"student"`` or ``"teacher"``.
+        layers: how many to keep; 0 is the backbone alone, all of them are what the projector gives.
+
+    Raises:
+        UserError: the method has no such network, no projector of that many layers, or none that can be cut.
+    """
+    backbone = pretrained.backbone(network)
+    if not layers:
+        return backbone
+    projector = pretrained.projector(network)
+    parts = list(projector) if isinstance(projector, nn.Sequential) else []
+    starts = [i for i, part in enumerate(parts) if isinstance(part, nn.Linear)]
+    if not starts or starts[0] != 0:
+        raise UserError(
+            f"head_layers={layers}: the projector of {pretrained.method} is no sequence of linear layers that could be "
+            "cut; give head_layers=0."
+        )
+    if layers > len(starts):
+        raise UserError(
+            f"head_layers={layers}: the projector of {pretrained.method} in {pretrained.path} has {len(starts)} "
+            f"layers; give head_layers={len(starts)} or less."
+        )
+    end = len(parts) if layers == len(starts) else starts[layers]
+    last: Any = parts[starts[layers - 1]]
+    return WithHead(backbone, nn.Sequential(*parts[:end]), last.out_features)
 
 
 def random_backbone(name: str, kwargs: Mapping[str, Any], dataset: str, seed: int) -> nn.Module:
@@ -229,6 +292,7 @@ def _of_start(settings: Finetune, start: Start) -> Dict[str, Any]:
     return {
         "sha256": None if pretrained is None else file_sha256(pretrained.path),
         "network": None if pretrained is None else settings.network,
+        "head_layers": start.head_layers,
         "backbone": start.name,
         "train_transform": transforms["train_transform"],
         "eval_transform": transforms["eval_transform"],
@@ -288,6 +352,7 @@ class FinetuneRun(ClassifierRun):
             "pretrain_method": None if pretrained is None else pretrained.method,
             "backbone": self.start.name,
             "network": None if pretrained is None else self.settings.network,
+            "head_layers": self.start.head_layers,
             "weights": self.settings.weights,
             "labels": self.subset.as_dict(),
             "seed": self.settings.seed,
@@ -369,7 +434,7 @@ def opening(settings: Finetune, start: Start, data: LabelledData, plan: Plan) ->
             ("checkpoint", pretrained.sentence),
             (
                 "network",
-                f"{settings.network} of {pretrained.method}, {start.name}, all of it trained",
+                f"{settings.network} of {pretrained.method}{start.head}, {start.name}, all of it trained",
             ),
         ]
     spans = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import omegaconf
 import torch
@@ -64,7 +64,40 @@ class Prototypes(nn.Module):
         return _UnitRows.apply(self.weight) if self.normalize else self.weight
 
 
-class CARP(BaseMomentumMethod):
+class WatchesAssignments:
+    """Part of a method that assigns embeddings to blocks of prototypes: what tells learning from a constant output."""
+
+    partition_size: int
+    log_dict: Callable[..., None]
+
+    @torch.no_grad()
+    def watch(
+        self, large: Sequence[torch.Tensor], prototypes: torch.Tensor, permutation: torch.Tensor
+    ) -> Dict[str, torch.Tensor]:
+        """Logs what tells learning from a constant output; the loss alone does not.
+
+        Args:
+            large (Sequence[torch.Tensor]): embeddings of the large views, each (N, D).
+            prototypes (torch.Tensor): (K, D).
+            permutation (torch.Tensor): (K,), the partition of this step.
+
+        Returns:
+            Dict[str, torch.Tensor]: what was logged, 0-dim tensors.
+        """
+
+        statistics = assignment_statistics(large, prototypes, permutation, self.partition_size)
+        watched = {
+            "train_information": statistics.information,
+            "train_prototypes_used": statistics.prototypes_used,
+            "train_prototypes_perplexity": statistics.perplexity,
+            "train_z_std": F.normalize(torch.stack(list(large)), dim=-1).std(dim=1).mean(),
+        }
+        # averaged over ranks at the epoch's end only: a collective less a step for each
+        self.log_dict(watched, on_step=False, on_epoch=True, sync_dist=True)
+        return watched
+
+
+class CARP(WatchesAssignments, BaseMomentumMethod):
     """CARP on the host's base for methods with a momentum encoder."""
 
     def __init__(self, cfg: omegaconf.DictConfig):
@@ -284,29 +317,3 @@ class CARP(BaseMomentumMethod):
         self.step_embeddings = torch.cat(list(student)).detach()
 
         return loss + class_loss
-
-    @torch.no_grad()
-    def watch(
-        self, large: Sequence[torch.Tensor], prototypes: torch.Tensor, permutation: torch.Tensor
-    ) -> Dict[str, torch.Tensor]:
-        """Logs what tells learning from a constant output; the loss alone does not.
-
-        Args:
-            large (Sequence[torch.Tensor]): embeddings of the large views, each (N, D).
-            prototypes (torch.Tensor): (K, D).
-            permutation (torch.Tensor): (K,), the partition of this step.
-
-        Returns:
-            Dict[str, torch.Tensor]: what was logged, 0-dim tensors.
-        """
-
-        statistics = assignment_statistics(large, prototypes, permutation, self.partition_size)
-        watched = {
-            "train_information": statistics.information,
-            "train_prototypes_used": statistics.prototypes_used,
-            "train_prototypes_perplexity": statistics.perplexity,
-            "train_z_std": F.normalize(torch.stack(list(large)), dim=-1).std(dim=1).mean(),
-        }
-        # averaged over ranks at the epoch's end only: a collective less a step for each
-        self.log_dict(watched, on_step=False, on_epoch=True, sync_dist=True)
-        return watched

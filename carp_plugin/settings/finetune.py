@@ -83,6 +83,9 @@ class Finetune(Run):
         None, "the checkpoint that is fine-tuned, or the folder of its run"
     )
     network: Network = key("student", "which of its networks")
+    head_layers: Index = key(
+        0, "layers of the pretrained projector kept below the classifier; 1 is SimCLR v2's way"
+    )
     weights: Literal["pretrained", "random"] = key(
         "pretrained", "random: the same backbone from labels alone, the supervised reference"
     )
@@ -110,6 +113,15 @@ class Finetune(Run):
             raise rule(
                 "weights=random needs to know the backbone: add backbone.name=resnet50, or "
                 "pretrained_feature_extractor=PATH, to take that of a checkpoint."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_head_is_pretrained(self) -> Finetune:
+        if self.head_layers and self.weights == "random":
+            raise rule(
+                f"head_layers={self.head_layers} keeps layers of a pretrained projector, of which weights=random has "
+                "none; give head_layers=0, or weights=pretrained."
             )
         return self
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Literal, Mapping, Optional, Tuple, Type
+from typing import Any, ClassVar, Dict, Literal, Mapping, Optional, Tuple, Type
 
 from pydantic import model_validator
 
 from carp_plugin.settings.kinds import Count, Index, NotNegative, PathText, Positive, Switch, Text
+from carp_plugin.settings.methods import CarlKwargs, Simclrv2Kwargs, SupervisedKwargs
 from carp_plugin.settings.model import Settings, key, rule
 from carp_plugin.settings.parts import (
     Backbone,
@@ -88,7 +89,14 @@ class Collapse(Settings):
 class Pretraining(Run):
     """A pretraining of any method of the host."""
 
-    method: Text = key(..., "carp, or a method of the host: byol, swav, barlow_twins …")
+    #: How many large views the method takes; None is any number.
+    wanted_views: ClassVar[Optional[int]] = 2
+    #: Whether it takes small views, too; the host knows of its own methods.
+    takes_small_views: ClassVar[bool] = True
+
+    method: Text = key(
+        ..., "carp, carl, simclrv2, supervised, or a method of the host: byol, swav, barlow_twins …"
+    )
     method_kwargs: HostMethodKwargs = key(HostMethodKwargs(), "the method's own keys")
     backbone: Backbone = key(..., "the network")
     momentum: Momentum = key(Momentum(), "the teacher, where the method has one")
@@ -117,11 +125,18 @@ class Pretraining(Run):
         return sum(view.num_crops for view in self.augmentations) - self.large_crops
 
     @model_validator(mode="after")
-    def _two_large_views(self) -> Pretraining:
-        if self.large_crops != 2 and self.method not in _OTHER_VIEWS:
+    def _its_views(self) -> Pretraining:
+        wanted = None if self.method in _OTHER_VIEWS else self.wanted_views
+        if wanted not in (None, self.large_crops):
             raise rule(
-                f"{self.method} needs 2 large views, but the augmentations make {self.large_crops} of "
-                f"{self.augmentations[0].crop_size} pixels (views as large as the first pipeline's are the large ones)."
+                f"{self.method} needs {wanted} large view{'s' * (wanted != 1)}, but the augmentations make "
+                f"{self.large_crops} of {self.augmentations[0].crop_size} pixels (views as large as the first "
+                "pipeline's are the large ones)."
+            )
+        if self.small_crops and not self.takes_small_views:
+            raise rule(
+                f"{self.method} takes no small views, but the augmentations make {self.small_crops} smaller than the "
+                f"first pipeline's {self.augmentations[0].crop_size} pixels; leave their pipelines out."
             )
         return self
 
@@ -141,8 +156,47 @@ class CarpPretraining(Pretraining):
     method_kwargs: CarpKwargs = key(CarpKwargs(), "CARP's own keys")  # type: ignore[assignment]
 
 
+class CarlPretraining(Pretraining):
+    """A pretraining of CARL."""
+
+    method_kwargs: CarlKwargs = key(CarlKwargs(), "CARL's own keys")  # type: ignore[assignment]
+
+
+class Simclrv2Pretraining(Pretraining):
+    """A pretraining of SimCLR v2."""
+
+    takes_small_views: ClassVar[bool] = False
+
+    method_kwargs: Simclrv2Kwargs = key(  # type: ignore[assignment]
+        Simclrv2Kwargs(), "SimCLR v2's own keys"
+    )
+
+
+class SupervisedPretraining(Pretraining):
+    """Training with labels from random weights."""
+
+    wanted_views: ClassVar[Optional[int]] = None
+    takes_small_views: ClassVar[bool] = False
+
+    method_kwargs: SupervisedKwargs = key(SupervisedKwargs(), "none")  # type: ignore[assignment]
+
+    @model_validator(mode="after")
+    def _it_has_labels(self) -> SupervisedPretraining:
+        if self.data.no_labels:
+            raise rule(
+                "supervised learns from labels, and data.no_labels=True has none; give a data.train_path with one "
+                "folder a class and data.no_labels=False."
+            )
+        return self
+
+
 #: Methods of ours -> the settings that hold their keys; the keys of the others are the host's to know.
-OWN: Dict[str, Type[Pretraining]] = {"carp": CarpPretraining}
+OWN: Dict[str, Type[Pretraining]] = {
+    "carp": CarpPretraining,
+    "carl": CarlPretraining,
+    "simclrv2": Simclrv2Pretraining,
+    "supervised": SupervisedPretraining,
+}
 
 
 def model_of(method: Any) -> Type[Pretraining]:

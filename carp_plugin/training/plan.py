@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Dict, List
 
 from carp_plugin.settings.finetune import Finetune
+from carp_plugin.settings.methods import CarlKwargs
 from carp_plugin.settings.parts import CarpKwargs
 from carp_plugin.settings.pretraining import Pretraining
 from carp_plugin.settings.trainer import Run
@@ -113,23 +114,34 @@ def warnings_of(settings: Pretraining, plan: Plan) -> List[str]:
             "nothing after the warm-up: the learning rate only rises."
         )
     said += left_out(settings, plan)
-    kwargs = settings.method_kwargs
-    if isinstance(kwargs, CarpKwargs):
-        views = settings.large_crops * 2 + settings.small_crops
-        rows = views * settings.optimizer.batch_size * plan.machine.world
-        B = kwargs.partition_size
-        if rows < B:
-            said.append(
-                f"a global batch has {rows} rows ({views} views of student and teacher), fewer than the "
-                f"partition_size B = {B}: their mean cannot be uniform over a block, and the entropy term "
-                f"loses its meaning; use a larger batch or "
-                f"method_kwargs.partition_size={_power_below(rows)} or less (section 6.2)."
-            )
+    said += too_few_rows(settings, plan)
     if settings.knn_eval.enabled and (settings.data.no_labels or settings.data.val_path is None):
         said.append(
             "knn_eval is switched off: without labelled validation images it has nothing to measure."
         )
     return said
+
+
+def too_few_rows(settings: Pretraining, plan: Plan) -> List[str]:
+    """What is wrong with a batch of fewer assignments than a block of CARP, or CARL's only one, has prototypes."""
+    kwargs: Any = settings.method_kwargs
+    views = settings.large_crops + settings.small_crops
+    if isinstance(kwargs, CarpKwargs):
+        views, whose = views + settings.large_crops, "views of student and teacher"
+        size, letter, section = "partition_size", "B", " (section 6.2)"
+    elif isinstance(kwargs, CarlKwargs):
+        size, letter, section, whose = "num_prototypes", "K", "", "views"
+    else:
+        return []
+    rows, most = views * settings.optimizer.batch_size * plan.machine.world, getattr(kwargs, size)
+    if rows >= most:
+        return []
+    of_what = "a block" if letter == "B" else "the prototypes"
+    return [
+        f"a global batch has {rows} rows ({views} {whose}), fewer than the {size} {letter} = {most}: their mean cannot "
+        f"be uniform over {of_what}, and the entropy term loses its meaning; use a larger batch or "
+        f"method_kwargs.{size}={_power_below(rows)} or less{section}."
+    ]
 
 
 def left_out(settings: Run, plan: Plan) -> List[str]:

@@ -15,6 +15,7 @@ from carp_plugin import __version__
 from carp_plugin.data.datasets import place
 from carp_plugin.host import HOST
 from carp_plugin.host.detect import checkout_commit
+from carp_plugin.settings.methods import CarlKwargs
 from carp_plugin.settings.parts import CarpKwargs, Scheduler
 from carp_plugin.settings.pretraining import Pretraining
 from carp_plugin.training.devices import Machine
@@ -60,6 +61,8 @@ def opening(settings: Pretraining, plan: Plan, drawn: Optional[Mapping[str, Any]
         K, B = kwargs.num_prototypes, kwargs.partition_size
         blocks = f"K = {K}, B = {B}: {K // B} blocks, {kwargs.partition} partition"
         rows.append(("prototypes", blocks))
+    elif isinstance(kwargs, CarlKwargs):
+        rows.append(("prototypes", f"K = {kwargs.num_prototypes}"))
     rows.append(("steps", steps_line(plan, settings.max_epochs, settings.seed)))
     return block_of(rows)
 

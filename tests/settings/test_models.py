@@ -16,13 +16,13 @@ from carp_plugin.settings.linear import Linear
 from carp_plugin.settings.model import Settings, defaults_of, field_at, free_keys, walk
 from carp_plugin.settings.offline import Knn, Umap
 from carp_plugin.settings.parts import CarpKwargs, HostMethodKwargs, Optimizer, OptimizerKwargs
-from carp_plugin.settings.pretraining import CarpPretraining, Pretraining
+from carp_plugin.settings.pretraining import OWN, CarpPretraining, Pretraining
 from carp_plugin.settings.protocols import Evaluate
 from carp_plugin.settings.trainer import NOT_FROM_A_FILE, Trainer
 from carp_plugin.training.devices import machine_of
 from tests.helpers import image_folder, small_settings
 
-MODELS = [CarpPretraining, Pretraining, Linear, Finetune, Comparison, Knn, Umap, Evaluate]
+MODELS = [*OWN.values(), Pretraining, Linear, Finetune, Comparison, Knn, Umap, Evaluate]
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)

@@ -34,8 +34,8 @@ class CollapseMonitor(Callback):
     ``train_z_std``, that of the unit embeddings of the last step, from 0 to 1 / sqrt(D), where the method has a
     projector and does not log it itself.
 
-    Of CARP, whose steps leave their terms and statistics in ``step_metrics``: the verdict. It compares consistency,
-    entropy gap and information of the epoch's end with the values of uniform, one-hot and constant outputs
+    Of CARP and CARL, whose steps leave their terms and statistics in ``step_metrics``: the verdict. It compares
+    consistency, entropy gap and information of the epoch's end with the values of uniform, one-hot and constant outputs
     (:func:`carp_plugin.losses.collapse.diagnose`) and says each kind once, with what to change; ``train_collapse`` is
     1 after an epoch with a verdict, else 0. Uniform assignments are where training begins, so they are judged from the
     second epoch on.
@@ -173,7 +173,7 @@ class CollapseMonitor(Callback):
 
 
 def values_of(carp: Any) -> CollapseValues:
-    """What the terms of this CARP are where it has collapsed."""
+    """What the terms of this CARP, or CARL, are where it has collapsed."""
     drawn = carp.partition == "random"
     return collapse_values(
         carp.partition_size,
@@ -200,11 +200,13 @@ def sentence(
         consistency: of the end of the epoch, nats.
         entropy_gap: likewise.
         information: likewise.
-        carp: the method, for its partition and its weights.
+        carp: the method, for its partition and its weights; CARL has one block of all prototypes.
         values: of :func:`values_of`.
         images: of a batch, over all ranks.
     """
     B, e = carp.partition_size, carp.entropy_weight
+    one_block = B == carp.num_prototypes
+    size = "method_kwargs.num_prototypes" if one_block else "method_kwargs.partition_size"
     what, terms, change = {
         "uniform": (
             "every image gets every prototype alike",
@@ -212,21 +214,21 @@ def sentence(
             f"lower method_kwargs.entropy_weight (now {e:g}) or raise optimizer.lr",
         ),
         "one-hot": (
-            "one prototype of each block takes all images",
+            f"one prototype {'' if one_block else 'of each block '}takes all images",
             values.one_hot,
-            f"raise method_kwargs.entropy_weight (now {e:g}) or lower method_kwargs.partition_size (now {B})",
+            f"raise method_kwargs.entropy_weight (now {e:g}) or lower {size} (now {B})",
         ),
         "constant": (
             "every image gets nearly the same assignment",
             values.constant,
-            f"lower optimizer.lr or method_kwargs.partition_size (now {B})",
+            f"lower optimizer.lr or {size} (now {B})",
         ),
     }[kind]
     # A sharp prototype for each image has consistency 0 and a gap of log B - log images.
     apart = e * max(0.0, math.log(B / images))
     if values.constant.loss < apart:
         change = (
-            f"lower method_kwargs.partition_size (now {B}): a constant output costs {values.constant.loss:.2f}, less "
+            f"lower {size} (now {B}): a constant output costs {values.constant.loss:.2f}, less "
             f"than a prototype of its own for each of the {images} images of a batch, {apart:.2f}"
         )
     return (
