@@ -1,18 +1,21 @@
-"""CARP (NeurIPS 2023) as a method of the self-supervised library solo-learn.
+"""CARP (NeurIPS 2023) as a method of the self-supervised library solo-learn, and methods that it is compared with.
 
-``register()`` puts ``"carp"`` among the host's methods; ``python main_pretrain.py --config-name carp.yaml`` trains it.
+``register()`` puts ``"carp"`` and the others among the host's methods; ``python main_pretrain.py --config-name
+carp.yaml`` trains it.
 """
 
 __version__ = "0.1.0"
 
 
 def register() -> None:
-    """Puts ``"carp"`` into the host's ``METHODS``; calling it again changes nothing.
+    """Puts our methods into the host's ``METHODS``; calling it again changes nothing.
 
     Raises:
         HostError: if solo-learn is not installed, or is a release that is not supported.
     """
     from carp_plugin.host import METHODS
     from carp_plugin.methods.carp import CARP
+    from carp_plugin.methods.pclv2 import PCLv2
+    from carp_plugin.methods.selav2 import SeLav2
 
-    METHODS["carp"] = CARP
+    METHODS.update(carp=CARP, pclv2=PCLv2, selav2=SeLav2)

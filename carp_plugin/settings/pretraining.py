@@ -7,6 +7,7 @@ from typing import Any, Dict, Literal, Mapping, Optional, Tuple, Type
 from pydantic import model_validator
 
 from carp_plugin.settings.kinds import Count, Index, NotNegative, PathText, Positive, Switch, Text
+from carp_plugin.settings.methods import PclKwargs, SelaKwargs
 from carp_plugin.settings.model import Settings, key, rule
 from carp_plugin.settings.parts import (
     Backbone,
@@ -141,8 +142,46 @@ class CarpPretraining(Pretraining):
     method_kwargs: CarpKwargs = key(CarpKwargs(), "CARP's own keys")  # type: ignore[assignment]
 
 
+class _OverTheWholeSet(Pretraining):
+    """A pretraining of a method that goes over all training images at an epoch's start."""
+
+    @model_validator(mode="after")
+    def _not_with_dali(self) -> _OverTheWholeSet:
+        if self.data.format == "dali":
+            raise rule(
+                f"{self.method} goes over all training images at an epoch's start and knows each by its number, which "
+                "NVIDIA DALI's loader does not serve; set data.format=image_folder."
+            )
+        return self
+
+
+class SelaPretraining(_OverTheWholeSet):
+    """A pretraining of SeLa v2."""
+
+    method_kwargs: SelaKwargs = key(SelaKwargs(), "SeLa v2's own keys")  # type: ignore[assignment]
+
+
+class PclPretraining(_OverTheWholeSet):
+    """A pretraining of PCL v2."""
+
+    method_kwargs: PclKwargs = key(PclKwargs(), "PCL v2's own keys")  # type: ignore[assignment]
+
+    @model_validator(mode="after")
+    def _two_views(self) -> PclPretraining:
+        if self.small_crops:
+            raise rule(
+                f"pclv2 is trained on two views, a query and a key, but the augmentations make {self.small_crops} "
+                "small ones besides; leave out their pipelines."
+            )
+        return self
+
+
 #: Methods of ours -> the settings that hold their keys; the keys of the others are the host's to know.
-OWN: Dict[str, Type[Pretraining]] = {"carp": CarpPretraining}
+OWN: Dict[str, Type[Pretraining]] = {
+    "carp": CarpPretraining,
+    "pclv2": PclPretraining,
+    "selav2": SelaPretraining,
+}
 
 
 def model_of(method: Any) -> Type[Pretraining]:

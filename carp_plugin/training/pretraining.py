@@ -112,12 +112,13 @@ def begin_with(model: LightningModule, path: Path) -> None:
             f"initial_checkpoint={path} does not exist; give a .ckpt file, or leave it out."
         )
     state = read_checkpoint(path)["state_dict"]
-    # a queue or a memory is made anew when training begins
+    # a queue or a memory begins anew, whether it is there already or made when training begins
+    anew = {name: tensor for name, tensor in model.state_dict().items() if name in TRAINING_BUFFERS}
     state = {name: tensor for name, tensor in state.items() if name not in TRAINING_BUFFERS}
-    complaint = fit(model.state_dict(), state).complaint()
+    complaint = fit(model.state_dict(), {**state, **anew}).complaint()
     if complaint:
         raise UserError(f"initial_checkpoint={path} is of another model: {complaint}.")
-    model.load_state_dict(state)
+    model.load_state_dict({**state, **anew})
 
 
 def _built(cfg: Any, settings: Pretraining) -> LightningModule:
