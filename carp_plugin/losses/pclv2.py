@@ -106,7 +106,7 @@ def prototype_loss_func(
     centroids_KD: Tensor,
     concentrations_K: Tensor,
     positives_P: Tensor,
-    first: int,
+    own_N: Tensor,
     negatives: Negatives,
 ) -> Tensor:
     r"""ProtoNCE of one clustering: cross-entropy over columns j of (q_i . c_j) / phi_j, the target the image's own.
@@ -119,15 +119,15 @@ def prototype_loss_func(
         query_ND: unit rows of this rank's images.
         centroids_KD: unit rows; they receive no gradient.
         concentrations_K: phi > 0.
-        positives_P: int64, clusters of the global batch, rank after rank.
-        first: place of this rank's first image in it.
+        positives_P: int64, clusters of the global batch.
+        own_N: int64, where this rank's images are in it.
         negatives: of :func:`negatives_of`.
 
     Returns:
         (), the mean over this rank's images, in float32 or, if an input is, float64.
 
     Raises:
-        ValueError: shapes that do not fit, or fewer positives than images.
+        ValueError: shapes that do not fit.
     """
     _check_rows("query_ND", query_ND)
     K = len(centroids_KD)
@@ -139,10 +139,10 @@ def prototype_loss_func(
         raise ValueError(
             f"concentrations_K: expected shape ({K},), received {tuple(concentrations_K.shape)}"
         )
-    if not 0 <= first <= len(positives_P) - len(query_ND):
+    if own_N.shape != (len(query_ND),) or len(positives_P) < len(query_ND):
         raise ValueError(
-            f"positives_P, first: expected {len(query_ND)} images from place {first} on, received "
-            f"{len(positives_P)} positives"
+            f"positives_P, own_N: expected at least {len(query_ND)} positives, and {len(query_ND)} places among them, "
+            f"received {len(positives_P)} and {tuple(own_N.shape)}"
         )
     with torch.autocast(query_ND.device.type, enabled=False):
         q_ND, c_KD, phi_K = (_wide(t) for t in (query_ND, centroids_KD, concentrations_K))
@@ -150,7 +150,6 @@ def prototype_loss_func(
         logits = (q_ND @ c_KD.detach()[columns].to(q_ND.dtype).T) / phi_K.detach()[columns]
         left_out = torch.cat([torch.zeros_like(positives_P, dtype=torch.bool), ~negatives.kept_J])
         logits = logits.masked_fill(left_out, -math.inf)
-        own_N = torch.arange(first, first + len(q_ND), device=logits.device)
         return F.cross_entropy(logits, own_N)
 
 

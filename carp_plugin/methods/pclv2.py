@@ -27,6 +27,7 @@ from carp_plugin.methods.whole_set import (
     evaluating,
     from_all,
     kmeans,
+    own_places,
     rank,
     size_of,
     still_transform,
@@ -291,6 +292,7 @@ class PCLv2(BaseMomentumMethod):
     def _prototype_loss(self, query_ND: Tensor, indexes_N: Tensor) -> Tensor:
         """(1 / M) sum_m L_proto^m."""
         clusters_MP = from_all(self.image_clusters[:, indexes_N].T).T.long()
+        own_N = own_places(len(query_ND), query_ND.device)
         losses = []
         every = zip(
             clusters_MP,
@@ -302,9 +304,8 @@ class PCLv2(BaseMomentumMethod):
                 self.cluster_seed + m, self.trainer.global_step, len(phi_K), query_ND.device
             )
             negatives = negatives_of(positives_P, order_K, self.num_negatives)
-            first = rank() * len(query_ND)
             losses.append(
-                prototype_loss_func(query_ND, centroids_KD, phi_K, positives_P, first, negatives)
+                prototype_loss_func(query_ND, centroids_KD, phi_K, positives_P, own_N, negatives)
             )
         return torch.stack(losses).mean()
 

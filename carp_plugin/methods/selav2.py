@@ -23,8 +23,8 @@ from carp_plugin.methods.whole_set import (
     check_finite,
     embeddings_of_all,
     from_all,
-    gathered,
     leaving_statistics,
+    own_places,
     rank,
     size_of,
     still_transform,
@@ -246,12 +246,11 @@ class SeLav2(BaseMethod):
 
     def _labels(self, h: int, rows_nD: Tensor, C_KD: Tensor, plan: Plan) -> Tensor:
         """The largest entry of every image's row: (n,) int64, by all ranks together."""
-        images, every = len(rows_nD), world_size()
-        places = torch.arange(-(-images // every), device=rows_nD.device) * every + rank()
-        places.remainder_(images)  # as many on every rank
+        images = len(rows_nD)
+        places = own_places(-(-images // world_size()), rows_nD.device).remainder_(images)
         order_K = random_partition(self.label_seed + h, self.current_epoch, len(C_KD), C_KD.device)
         own = hard_labels(rows_nD[places], C_KD, self.epsilon, plan.log_v_K, order_K, places)
-        return gathered(own).T.flatten()[:images]
+        return from_all(own)[:images]
 
     def _tell(self, found: Dict[str, List[float]]) -> None:
         """Logs how equal the clusters are, and says once where they are not."""

@@ -49,8 +49,16 @@ def gathered(tensor: Tensor) -> Tensor:
 
 
 def from_all(tensor: Tensor) -> Tensor:
-    """The rows of all ranks (ranks * N, …), rank after rank, without gradient."""
-    return gathered(tensor).flatten(0, 1)
+    """The rows of all ranks (ranks * N, …) in the order that one process has them, without gradient.
+
+    Images are dealt to the ranks in turn: row i of rank r is row i * ranks + r.
+    """
+    return gathered(tensor).transpose(0, 1).flatten(0, 1)
+
+
+def own_places(rows: int, device: torch.device) -> Tensor:
+    """Where this rank's rows are among those of :func:`from_all`: (rows,) int64."""
+    return torch.arange(rows, device=device) * world_size() + rank()
 
 
 def still_transform(cfg: omegaconf.DictConfig) -> Callable[[Any], Tensor]:
@@ -149,8 +157,7 @@ def embeddings_of_all(
         generator=torch.Generator(),  # or it would draw from the one that training draws from
     )
     rows = [embed(X.to(like.device, like.dtype, non_blocking=True)) for X in still]
-    every = gathered(torch.cat(rows))
-    return every.transpose(0, 1).flatten(0, 1)[: len(images)]
+    return from_all(torch.cat(rows))[: len(images)]
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Literal, Mapping, Optional, Tuple, Type
+from typing import Any, ClassVar, Dict, Literal, Mapping, Optional, Tuple, Type
 
 from pydantic import model_validator
 
@@ -89,7 +89,14 @@ class Collapse(Settings):
 class Pretraining(Run):
     """A pretraining of any method of the host."""
 
-    method: Text = key(..., "carp, or a method of the host: byol, swav, barlow_twins …")
+    #: How many large views the method takes; None is any number.
+    wanted_views: ClassVar[Optional[int]] = 2
+    #: Whether it takes small views, too; the host knows of its own methods.
+    takes_small_views: ClassVar[bool] = True
+
+    method: Text = key(
+        ..., "carp, selav2, pclv2, or a method of the host: byol, swav, barlow_twins …"
+    )
     method_kwargs: HostMethodKwargs = key(HostMethodKwargs(), "the method's own keys")
     backbone: Backbone = key(..., "the network")
     momentum: Momentum = key(Momentum(), "the teacher, where the method has one")
@@ -118,11 +125,18 @@ class Pretraining(Run):
         return sum(view.num_crops for view in self.augmentations) - self.large_crops
 
     @model_validator(mode="after")
-    def _two_large_views(self) -> Pretraining:
-        if self.large_crops != 2 and self.method not in _OTHER_VIEWS:
+    def _its_views(self) -> Pretraining:
+        wanted = None if self.method in _OTHER_VIEWS else self.wanted_views
+        if wanted not in (None, self.large_crops):
             raise rule(
-                f"{self.method} needs 2 large views, but the augmentations make {self.large_crops} of "
-                f"{self.augmentations[0].crop_size} pixels (views as large as the first pipeline's are the large ones)."
+                f"{self.method} needs {wanted} large view{'s' * (wanted != 1)}, but the augmentations make "
+                f"{self.large_crops} of {self.augmentations[0].crop_size} pixels (views as large as the first "
+                "pipeline's are the large ones)."
+            )
+        if self.small_crops and not self.takes_small_views:
+            raise rule(
+                f"{self.method} takes no small views, but the augmentations make {self.small_crops} smaller than the "
+                f"first pipeline's {self.augmentations[0].crop_size} pixels; leave their pipelines out."
             )
         return self
 
@@ -162,18 +176,11 @@ class SelaPretraining(_OverTheWholeSet):
 
 
 class PclPretraining(_OverTheWholeSet):
-    """A pretraining of PCL v2."""
+    """A pretraining of PCL v2, on a query and a key."""
+
+    takes_small_views: ClassVar[bool] = False
 
     method_kwargs: PclKwargs = key(PclKwargs(), "PCL v2's own keys")  # type: ignore[assignment]
-
-    @model_validator(mode="after")
-    def _two_views(self) -> PclPretraining:
-        if self.small_crops:
-            raise rule(
-                f"pclv2 is trained on two views, a query and a key, but the augmentations make {self.small_crops} "
-                "small ones besides; leave out their pipelines."
-            )
-        return self
 
 
 #: Methods of ours -> the settings that hold their keys; the keys of the others are the host's to know.

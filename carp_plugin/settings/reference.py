@@ -20,7 +20,7 @@ from carp_plugin.settings.mistakes import known_keys
 from carp_plugin.settings.model import extra_of, walk
 from carp_plugin.settings.offline import Knn, Umap
 from carp_plugin.settings.parts import HostMethodKwargs
-from carp_plugin.settings.pretraining import CarpPretraining
+from carp_plugin.settings.pretraining import OWN, CarpPretraining
 from carp_plugin.settings.protocols import Evaluate
 from carp_plugin.settings.trainer import Run, Trainer
 
@@ -133,6 +133,7 @@ def _sections() -> List[Section]:
         Section("Lightning's trainer", "Keys at the top, handed on; null is Lightning's own default.", [
             row for row in every if row.key in trainer]),
         Section("Pretraining", "`main_pretrain.py`; `method_kwargs` are CARP's.", own),
+        Section("Our other methods", "Keys of `method_kwargs`, each with the method that has it.", _of_methods()),
         Section("The host's methods", "Keys of `method_kwargs` of the host's methods. Which method has which, and its "
                 "defaults, the installed solo-learn knows; a key that it does not have is refused by name.",
                 [row._replace(default="the host's") for row in rows(HostMethodKwargs, "method_kwargs.")]),
@@ -148,6 +149,19 @@ def _sections() -> List[Section]:
             row._replace(key=row.key.replace("json_file", "json")) for row in rows(Evaluate)]),
         Section("UMAP", "Flags of `main_umap.py`.", list(rows(Umap))),
     ]  # fmt: skip
+
+
+def _of_methods() -> List[Row]:
+    """The keys of our methods besides CARP, each with its method before its meaning."""
+    found = []
+    for name, model in OWN.items():
+        below = kinds.node(model.model_fields["method_kwargs"].annotation)
+        if model is not CarpPretraining and below is not None:
+            found += [
+                row._replace(meaning=f"{name}: {row.meaning}")
+                for row in rows(below, "method_kwargs.")
+            ]
+    return found
 
 
 def page() -> str:
@@ -201,9 +215,14 @@ def schema(model: Type[BaseModel]) -> Dict[str, Any]:
         hosts = HostMethodKwargs.model_json_schema()
         hosts["additionalProperties"] = False
         made["$defs"]["HostMethodKwargs"] = hosts
-        ours = {"$ref": "#/$defs/CarpKwargs"}
+        names = ["CarpKwargs"]
+        for own in OWN.values():
+            below: Any = kinds.node(own.model_fields["method_kwargs"].annotation)
+            if below.model_fields and below.__name__ not in names:
+                made["$defs"][below.__name__] = below.model_json_schema()
+                names.append(below.__name__)
         kwargs.pop("$ref", None)
-        kwargs.update(anyOf=[ours, {"$ref": "#/$defs/HostMethodKwargs"}])
+        kwargs["anyOf"] = [{"$ref": f"#/$defs/{name}"} for name in (*names, "HostMethodKwargs")]
     _loosen(made)
     made["properties"].update(defaults={"type": "array"}, hydra={"type": "object"})
     made["$schema"] = "https://json-schema.org/draft/2020-12/schema"

@@ -112,13 +112,14 @@ def begin_with(model: LightningModule, path: Path) -> None:
             f"initial_checkpoint={path} does not exist; give a .ckpt file, or leave it out."
         )
     state = read_checkpoint(path)["state_dict"]
-    # a queue or a memory begins anew, whether it is there already or made when training begins
-    anew = {name: tensor for name, tensor in model.state_dict().items() if name in TRAINING_BUFFERS}
-    state = {name: tensor for name, tensor in state.items() if name not in TRAINING_BUFFERS}
-    complaint = fit(model.state_dict(), {**state, **anew}).complaint()
+    own = model.state_dict()
+    # a queue or a memory that a method makes when training begins is made anew
+    made = [name for name in TRAINING_BUFFERS if name not in own]
+    state = {name: tensor for name, tensor in state.items() if name not in made}
+    complaint = fit(own, state).complaint()
     if complaint:
         raise UserError(f"initial_checkpoint={path} is of another model: {complaint}.")
-    model.load_state_dict({**state, **anew})
+    model.load_state_dict(state)
 
 
 def _built(cfg: Any, settings: Pretraining) -> LightningModule:

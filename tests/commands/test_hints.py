@@ -13,6 +13,7 @@ from carp_plugin.commands.entries import CONFIGURED, FLAGGED
 from carp_plugin.commands.pretrain import pretrain
 from carp_plugin.settings.flags import flag
 from carp_plugin.settings.model import field_at, walk
+from carp_plugin.settings.pretraining import OWN
 from tests.commands.test_pretrain import MISTAKES, interrupted_at
 from tests.helpers import image_folder, small_settings
 from tests.launching import write_config
@@ -64,7 +65,8 @@ def sentences_of(path):
 
 
 def is_key(key):
-    return any(field_at(command.settings(), key) for command in CONFIGURED)
+    models = [command.settings() for command in CONFIGURED] + list(OWN.values())
+    return any(field_at(model, key) for model in models)
 
 
 @pytest.mark.parametrize(

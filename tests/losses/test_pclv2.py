@@ -26,8 +26,8 @@ def unit(*shape, seed=0, dtype=torch.float64):
     )
 
 
-def every(K):
-    """No negatives to be drawn."""
+def none_drawn():
+    """No negatives."""
     return Negatives(torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.bool))
 
 
@@ -55,7 +55,7 @@ def test_all_prototypes_as_negatives_are_a_softmax_over_all():
     positives = torch.tensor([7, 0, 3, 11])
     negatives = negatives_of(positives, torch.randperm(K), K - N)
     assert negatives.kept_J.sum() == K - N
-    found = prototype_loss_func(query, centroids, phi, positives, 0, negatives)
+    found = prototype_loss_func(query, centroids, phi, positives, torch.arange(len(query)), negatives)
     closed = -(query @ centroids.T / phi).log_softmax(dim=1)[range(N), positives].mean()
     assert found.item() == pytest.approx(closed.item(), rel=1e-12)
 
@@ -66,7 +66,7 @@ def test_names_of_clusters_do_not_matter():
     phi = torch.linspace(0.1, 0.4, K, dtype=torch.float64)
     positives, order = torch.tensor([1, 4, 4, 9, 0]), torch.randperm(K)
     found = prototype_loss_func(
-        query, centroids, phi, positives, 0, negatives_of(positives, order, 3)
+        query, centroids, phi, positives, torch.arange(len(query)), negatives_of(positives, order, 3)
     )
     new = torch.randperm(K)
     other = torch.empty_like(centroids)
@@ -74,7 +74,7 @@ def test_names_of_clusters_do_not_matter():
     other_phi[new] = phi
     renamed = new[positives]
     again = prototype_loss_func(
-        query, other, other_phi, renamed, 0, negatives_of(renamed, new[order], 3)
+        query, other, other_phi, renamed, torch.arange(5), negatives_of(renamed, new[order], 3)
     )
     assert again.item() == pytest.approx(found.item(), rel=1e-12)
 
@@ -85,7 +85,7 @@ def test_two_images_of_one_cluster_cannot_go_below_log_2():
     query = centroids[positives]
     phi = torch.full((4,), 0.01, dtype=torch.float64)
     loss = prototype_loss_func(
-        query, centroids, phi, positives, 0, negatives_of(positives, torch.arange(4), 3)
+        query, centroids, phi, positives, torch.arange(len(query)), negatives_of(positives, torch.arange(4), 3)
     )
     assert loss.item() == pytest.approx(math.log(2), abs=1e-9)
 
@@ -105,7 +105,7 @@ def test_a_batch_of_all_clusters_has_no_negatives():
     found = negatives_of(positives, torch.randperm(4), 3)
     assert not found.kept_J.any()
     loss = prototype_loss_func(
-        unit(8, 5), unit(4, 5, seed=1), torch.ones(4, dtype=torch.float64), positives, 0, found
+        unit(8, 5), unit(4, 5, seed=1), torch.ones(4, dtype=torch.float64), positives, torch.arange(8), found
     )
     assert loss.isfinite()
 
@@ -119,28 +119,27 @@ def test_gradients_and_the_shares_of_two_ranks():
     scale = torch.arange(1, N + 1)[:, None] / N
     query, key, queue = unit(N, 5) * scale, unit(N, 5, seed=3), unit(7, 5, seed=4).T
 
-    def loss(rows, first):
-        return prototype_loss_func(rows, centroids, phi, positives, first, negatives)
+    def both(rows, own):
+        prototypes = prototype_loss_func(rows, centroids, phi, positives, own, negatives)
+        return prototypes + instance_loss_func(rows, key[own], queue, T)
 
-    def both(rows, first):
-        own = slice(first, first + len(rows))
-        return loss(rows, first) + instance_loss_func(rows, key[own], queue, T)
-
+    every = torch.arange(N)
     whole = query.clone().requires_grad_()
-    both(whole, 0).backward()
-    halves = [query[:3].clone().requires_grad_(), query[3:].clone().requires_grad_()]
-    parts = [both(half, 3 * i) for i, half in enumerate(halves)]
+    both(whole, every).backward()
+    halves = [query[rank::2].clone().requires_grad_() for rank in range(2)]
+    parts = [both(half, every[rank::2]) for rank, half in enumerate(halves)]
     (sum(parts) / 2).backward()
-    assert torch.cat([half.grad for half in halves]).sub(whole.grad).abs().max() < 1e-14
-    assert (sum(parts) / 2).item() == pytest.approx(both(whole, 0).item(), rel=1e-13)
-    assert torch.autograd.gradcheck(lambda rows: both(rows, 0), (whole,))
+    for rank, half in enumerate(halves):
+        assert (half.grad - whole.grad[rank::2]).abs().max() < 1e-14
+    assert (sum(parts) / 2).item() == pytest.approx(both(whole, every).item(), rel=1e-13)
+    assert torch.autograd.gradcheck(lambda rows: both(rows, every), (whole,))
 
 
 def test_a_batch_of_one():
     query, positives = unit(1, 5), torch.tensor([2])
     negatives = negatives_of(positives, torch.arange(4), 2)
     phi = torch.ones(4, dtype=torch.float64)
-    assert prototype_loss_func(query, unit(4, 5), phi, positives, 0, negatives) > 0
+    assert prototype_loss_func(query, unit(4, 5), phi, positives, torch.arange(len(query)), negatives) > 0
     assert instance_loss_func(query, query, unit(7, 5, seed=1).T, T) > 0
 
 
@@ -218,7 +217,7 @@ def test_what_is_not_finite_is_not_hidden():
         (lambda: negatives_of(torch.zeros(2, 1).long(), torch.arange(3), 1), r"\(2, 1\)"),
         (lambda: loss_of(unit(3, 4), unit(5, 3), 5, 3), r"received \(5, 3\)"),
         (lambda: loss_of(unit(3, 4), unit(5, 4), 4, 3), r"received \(4,\)"),
-        (lambda: loss_of(unit(3, 4), unit(5, 4), 5, 2), "received 2 positives"),
+        (lambda: loss_of(unit(3, 4), unit(5, 4), 5, 2), r"received 2 and \(3,\)"),
         (lambda: concentration_func(torch.ones(3), torch.zeros(2).long(), 2, T), r"\(3,\)"),
         (lambda: concentration_func(torch.ones(2), torch.zeros(2).long(), 0, T), "received 0"),
     ],
@@ -229,5 +228,5 @@ def test_what_does_not_fit_is_said(call, says):
 
 
 def loss_of(query, centroids, phi, positives):
-    positives = torch.zeros(positives, dtype=torch.long)
-    return prototype_loss_func(query, centroids, torch.ones(phi), positives, 0, every(5))
+    positives, own = torch.zeros(positives, dtype=torch.long), torch.arange(len(query))
+    return prototype_loss_func(query, centroids, torch.ones(phi), positives, own, none_drawn())

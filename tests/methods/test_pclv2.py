@@ -58,7 +58,7 @@ def test_the_first_view_is_the_query_and_the_second_the_key(images, monkeypatch)
         own = slice(at, at + K)
         negatives = negatives_of(clusters, random_partition(model.cluster_seed + m, 0, K), 4)
         expected = expected + 0.5 * prototype_loss_func(
-            q, model.centroids[own], model.concentrations[own], clusters, 0, negatives
+            q, model.centroids[own], model.concentrations[own], clusters, torch.arange(8), negatives
         )
     assert model.logged["train_pcl_loss"].item() == pytest.approx(expected.item(), rel=1e-6)
     total = expected + model.logged["train_class_loss"]
@@ -156,7 +156,7 @@ def test_dali_and_small_views_are_refused_in_a_sentence(images):
     with pytest.raises(UserError, match="pclv2 goes over all .*; set data.format=image_folder"):
         small_settings(images, "pclv2", data__format="dali")
     views = [augmentation(16, 2), augmentation(8, 2)]
-    with pytest.raises(UserError, match="pclv2 is trained on two views.*make 2 small ones besides"):
+    with pytest.raises(UserError, match="pclv2 takes no small views, but the augmentations make 2 smaller"):
         small_settings(images, "pclv2", augmentations=views)
     with pytest.raises(UserError, match="num_cluster is not a key of pclv2; did you mean"):
         small_settings(images, "pclv2", method_kwargs__num_cluster=[3])

@@ -77,7 +77,7 @@ def steps_on_ranks(rank: int, world_size: int, settings: Pretraining, steps: int
         model.trainer.current_epoch = loader.sampler.epoch = epoch
         model.on_train_epoch_start()
         for index, (indexes, views, targets) in zip(range(steps), loader):
-            own = slice(rank * len(indexes) // world_size, (rank + 1) * len(indexes) // world_size)
+            own = slice(rank, None, world_size)  # as EpochOrder deals images out
             batch: List[Any] = [indexes[own], [v[own].double() for v in views], targets[own]]
             optimizer.zero_grad()
             loss = model.training_step(batch, index)

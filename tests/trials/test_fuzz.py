@@ -10,7 +10,7 @@ from carp_plugin.settings.kinds import node
 from carp_plugin.settings.linear import Linear
 from carp_plugin.settings.model import walk
 from carp_plugin.settings.parts import HostMethodKwargs
-from carp_plugin.settings.pretraining import CarpPretraining
+from carp_plugin.settings.pretraining import OWN, CarpPretraining
 from trials.fuzz import fuzz, judge
 from trials.fuzz_keys import OTHERS, Case, all_keys
 
@@ -30,8 +30,12 @@ def leaves_and_nodes(model):
 def test_the_fuzz_knows_every_key():
     """Of all models; what a linear evaluation and a comparison share with pretraining is counted there."""
     pretraining = leaves_and_nodes(CarpPretraining) - {"debug_augmentations"}
-    hosts = {f"method_kwargs.{key}" for key in HostMethodKwargs.model_fields}
-    assert pretraining | hosts <= {*all_keys(), "data", "dali", "debug_augmentations"}
+    others = [
+        HostMethodKwargs,
+        *(node(m.model_fields["method_kwargs"].annotation) for m in OWN.values()),
+    ]
+    kwargs = {f"method_kwargs.{key}" for model in others for key in model.model_fields}
+    assert pretraining | kwargs <= {*all_keys(), "data", "dali", "debug_augmentations"}
     trained = (("main_linear.py", Linear), ("main_finetune.py", Finetune))
     for script, model in (*trained, ("main_compare.py", Comparison)):
         own = {key for keys in OTHERS[script].values() for key in keys}
