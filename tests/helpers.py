@@ -1,5 +1,6 @@
 """Small images in the host's folder layouts, and configurations that train on them in seconds."""
 
+import sys
 from pathlib import Path
 from typing import Any, Dict
 
@@ -7,6 +8,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
+from carp_plugin.host import METHODS
 from carp_plugin.settings.pretraining import Pretraining, read_pretraining
 from carp_plugin.settings.reading import plain
 
@@ -47,6 +49,22 @@ METHOD_KWARGS: Dict[str, Dict[str, Any]] = {
         "temperature": 0.1,
         "queue_size": 16,
         "epoch_queue_starts": 0,
+    },
+    "pclv2": {
+        "proj_hidden_dim": 32,
+        "proj_output_dim": 16,
+        "queue_size": 20,
+        "num_clusters": [3, 5],
+        "num_negatives": 4,
+        "epoch_prototypes_start": 0,
+        "kmeans_iterations": 3,
+        "kmeans_redo": 1,
+    },
+    "selav2": {
+        "proj_hidden_dim": 32,
+        "proj_output_dim": 16,
+        "num_prototypes": [4, 6],
+        "freeze_prototypes_epochs": 0,
     },
     "dino": {
         "proj_hidden_dim": 32,
@@ -192,3 +210,13 @@ def small_cfg(root: Path, method: str = "carp", **changes: Any) -> DictConfig:
 def small_settings(root: Path, method: str = "carp", **changes: Any) -> Pretraining:
     """The settings that :func:`small_cfg` means; same arguments."""
     return read_pretraining(plain(small_cfg(root, method, **changes)))
+
+
+def of_host(method: str, *names: str) -> Any:
+    """What a method of the host uses in its own module: a loss, a helper; the first of the names that is there."""
+    for cls in METHODS[method].__mro__:
+        module = sys.modules[cls.__module__]
+        for name in names:
+            if hasattr(module, name):
+                return getattr(module, name)
+    raise LookupError(f"{method} of the installed host uses none of {names}")

@@ -58,7 +58,7 @@ class EpochOrder(DistributedSampler):
 
 
 class EpochAugmented(Dataset):
-    """A data set whose random transform is that of (seed, epoch, index).
+    """A data set whose random transform is that of (seed, epoch, index); an index alone is one of epoch 0.
 
     Args:
         dataset: takes an index; its transform may draw from torch's generator, Python's and numpy's.
@@ -71,8 +71,8 @@ class EpochAugmented(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
-    def __getitem__(self, key: Tuple[int, int]) -> Any:
-        epoch, index = key
+    def __getitem__(self, key: Union[int, Tuple[int, int]]) -> Any:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
         states = random.getstate(), np.random.get_state(), torch.get_rng_state()
         try:
             seed_host(mixed(self.seed, epoch, index))

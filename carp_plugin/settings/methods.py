@@ -1,18 +1,65 @@
-"""The keys of our methods besides CARP: each a node ``method_kwargs``."""
+"""The keys of our methods besides CARP, each with its defaults: the paper's, or a choice where the record is silent."""
 
 from __future__ import annotations
 
-from typing import ClassVar, Optional
+from typing import Annotated, ClassVar, Literal, Optional, Tuple
 
+import annotated_types as at
 from pydantic import model_validator
 
-from carp_plugin.settings.kinds import (
-    Count,
-    NotNegative,
-    Positive,
-    Switch,
-)
+from carp_plugin.settings.kinds import Count, Index, NotNegative, Positive, Switch
 from carp_plugin.settings.model import Settings, key, rule
+
+#: One number an item, at least one.
+Counts = Annotated[Tuple[Count, ...], at.MinLen(1)]
+
+
+class SelaKwargs(Settings):
+    """The keys of SeLa v2: appendix D of the SwAV paper, and what it leaves open."""
+
+    owner: ClassVar[str] = "selav2"
+
+    proj_hidden_dim: Count = key(2048, "neurons of the projector's hidden layer")
+    proj_output_dim: Count = key(128, "D, size of an embedding")
+    num_prototypes: Counts = key((3000, 3000, 3000), "K of each head")
+    temperature: Positive = key(0.1, "T of the softmax that is trained")
+    epsilon: Positive = key(
+        0.05, "entropy of the assignment; unpublished: SwAV's, and SeLa's is 0.004 at T = 0.1"
+    )
+    labels: Literal["hard", "soft"] = key(
+        "hard", "what is trained on: the plan's largest entry, or its row; unpublished"
+    )
+    sinkhorn_iterations: Count = key(100, "of the assignment, at most")
+    sinkhorn_tolerance: NotNegative = key(
+        0.01, "largest deviation of a cluster's share from 1 / K, relative, that ends it"
+    )
+    normalize_prototypes: Switch = key(True, "unit rows after every step, as SwAV's; unpublished")
+    freeze_prototypes_epochs: Index = key(
+        1, "in which prototypes do not move, as SwAV's; unpublished", unit="epochs"
+    )
+
+
+class PclKwargs(Settings):
+    """The keys of PCL v2."""
+
+    owner: ClassVar[str] = "pclv2"
+
+    proj_hidden_dim: Count = key(2048, "neurons of the projector's hidden layer")
+    proj_output_dim: Count = key(128, "D, size of an embedding")
+    temperature: Positive = key(0.2, "T of the instance loss, and mean of the concentrations")
+    queue_size: Count = key(16384, "keys of earlier batches that an image is told from")
+    num_clusters: Counts = key(
+        (25000, 50000, 100000), "k of each clustering, at most half the images"
+    )
+    num_negatives: Index = key(
+        16384, "prototypes of each clustering that an image is told from, besides the batch's"
+    )
+    epoch_prototypes_start: Index = key(
+        20, "before it the instance loss is alone: a tenth of all epochs", unit="epochs"
+    )
+    prototype_weight: NotNegative = key(1.0, "of the prototypes' loss; 0 clusters nothing")
+    kmeans_iterations: Count = key(20, "of k-means")
+    kmeans_redo: Count = key(5, "starts of k-means, of which the best is kept")
 
 
 class CarlKwargs(Settings):

@@ -7,7 +7,13 @@ from typing import Any, ClassVar, Dict, Literal, Mapping, Optional, Tuple, Type
 from pydantic import model_validator
 
 from carp_plugin.settings.kinds import Count, Index, NotNegative, PathText, Positive, Switch, Text
-from carp_plugin.settings.methods import CarlKwargs, Simclrv2Kwargs, SupervisedKwargs
+from carp_plugin.settings.methods import (
+    CarlKwargs,
+    PclKwargs,
+    SelaKwargs,
+    Simclrv2Kwargs,
+    SupervisedKwargs,
+)
 from carp_plugin.settings.model import Settings, key, rule
 from carp_plugin.settings.parts import (
     Backbone,
@@ -95,7 +101,8 @@ class Pretraining(Run):
     takes_small_views: ClassVar[bool] = True
 
     method: Text = key(
-        ..., "carp, carl, simclrv2, supervised, or a method of the host: byol, swav, barlow_twins …"
+        ...,
+        "carp, carl, pclv2, selav2, simclrv2, supervised, or a method of the host: byol, swav, barlow_twins …",
     )
     method_kwargs: HostMethodKwargs = key(HostMethodKwargs(), "the method's own keys")
     backbone: Backbone = key(..., "the network")
@@ -190,10 +197,39 @@ class SupervisedPretraining(Pretraining):
         return self
 
 
+class _OverTheWholeSet(Pretraining):
+    """A pretraining of a method that goes over all training images at an epoch's start."""
+
+    @model_validator(mode="after")
+    def _not_with_dali(self) -> _OverTheWholeSet:
+        if self.data.format == "dali":
+            raise rule(
+                f"{self.method} goes over all training images at an epoch's start and knows each by its number, which "
+                "NVIDIA DALI's loader does not serve; set data.format=image_folder."
+            )
+        return self
+
+
+class SelaPretraining(_OverTheWholeSet):
+    """A pretraining of SeLa v2."""
+
+    method_kwargs: SelaKwargs = key(SelaKwargs(), "SeLa v2's own keys")  # type: ignore[assignment]
+
+
+class PclPretraining(_OverTheWholeSet):
+    """A pretraining of PCL v2, on a query and a key."""
+
+    takes_small_views: ClassVar[bool] = False
+
+    method_kwargs: PclKwargs = key(PclKwargs(), "PCL v2's own keys")  # type: ignore[assignment]
+
+
 #: Methods of ours -> the settings that hold their keys; the keys of the others are the host's to know.
 OWN: Dict[str, Type[Pretraining]] = {
     "carp": CarpPretraining,
     "carl": CarlPretraining,
+    "pclv2": PclPretraining,
+    "selav2": SelaPretraining,
     "simclrv2": Simclrv2Pretraining,
     "supervised": SupervisedPretraining,
 }

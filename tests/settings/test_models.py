@@ -12,7 +12,9 @@ from carp_plugin.methods.known import check_optimizer, check_pretraining, optimi
 from carp_plugin.settings import kinds
 from carp_plugin.settings.comparison import Comparison, EveryKey
 from carp_plugin.settings.finetune import Finetune
+from carp_plugin.settings.kinds import node
 from carp_plugin.settings.linear import Linear
+from carp_plugin.settings.methods import PclKwargs, SelaKwargs
 from carp_plugin.settings.model import Settings, defaults_of, field_at, free_keys, walk
 from carp_plugin.settings.offline import Knn, Umap
 from carp_plugin.settings.parts import CarpKwargs, HostMethodKwargs, Optimizer, OptimizerKwargs
@@ -113,15 +115,19 @@ def test_every_setting_of_an_optimizer_is_a_key(name):
 
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"base", "linear"}))
 def test_every_setting_of_a_method_has_a_kind(name):
-    model = CarpKwargs if name == "carp" else HostMethodKwargs
+    own = OWN.get(name)
+    model = node(own.model_fields["method_kwargs"].annotation) if own else HostMethodKwargs
     assert method_keys(name) - {"partition_size"} <= set(model.model_fields)
 
 
-def test_carp_takes_all_its_keys_from_its_model():
+@pytest.mark.parametrize(
+    "name, model", [("carp", CarpKwargs), ("pclv2", PclKwargs), ("selav2", SelaKwargs)]
+)
+def test_our_methods_take_all_their_keys_from_their_models(name, model):
     """The method reads nothing that the model does not have, and the model has nothing that it does not read."""
-    assert method_keys("carp") | {"partition_size"} <= set(CarpKwargs.model_fields)
-    source = inspect.getsource(METHODS["carp"])
-    assert all(f"kwargs.{name}" in source for name in CarpKwargs.model_fields)
+    assert method_keys(name) - {"partition_size"} <= set(model.model_fields)
+    source = inspect.getsource(METHODS[name])
+    assert all(f"kwargs.{key}" in source for key in model.model_fields)
 
 
 def test_optimizers_take_their_own_settings_only(tmp_path):

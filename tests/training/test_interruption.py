@@ -184,6 +184,26 @@ def test_other_methods_end_as_a_whole_run_too(method, images, whole, monkeypatch
     assert_same(everything(pretrain(settings_of(images, method))), whole(method))
 
 
+@pytest.mark.parametrize("step", [1, STEPS + 2])
+@pytest.mark.parametrize(
+    "method, changes",
+    [
+        ("pclv2", {}),
+        ("selav2", {}),
+        ("selav2", {"method_kwargs__labels": "soft"}),
+    ],
+    ids=["pclv2", "selav2", "selav2, soft"],
+)
+def test_clusters_and_labels_of_the_epoch_are_gone_on_with(
+    method, changes, step, images, whole, monkeypatch
+):
+    """Found anew within the epoch they would be others: the networks have moved, and so has the memory."""
+    stopped_at(monkeypatch, settings_of(images, method, **changes), "step", step)
+    assert_same(
+        everything(pretrain(settings_of(images, method, **changes))), whole(method, **changes)
+    )
+
+
 def test_deepcluster_goes_on_with_its_memory(images, whole, monkeypatch):
     """Between two epochs: within one, the assignments of its start are gone."""
     stopped_at(monkeypatch, settings_of(images, "deepclusterv2"), "epoch", STEPS)
@@ -193,16 +213,17 @@ def test_deepcluster_goes_on_with_its_memory(images, whole, monkeypatch):
     assert len(list(folder.glob("*.ckpt"))) == 2  # its own folder again
 
 
-def test_stopped_while_the_first_batch_of_an_epoch_loads(images, whole, monkeypatch):
-    """Lightning then leaves out the epoch's start, at which DINO is told which epoch it is."""
+@pytest.mark.parametrize("method", ["dino", "selav2"])
+def test_stopped_while_the_first_batch_of_an_epoch_loads(method, images, whole, monkeypatch):
+    """Lightning then leaves out the epoch's start, at which DINO is told which epoch it is and SeLa v2 labels images."""
 
     class Early(Signals):
         def on_train_batch_start(self, trainer, *rest):
             self._at("first", trainer)
 
     monkeypatch.setattr(sys.modules[__name__], "Signals", Early)
-    stopped_at(monkeypatch, settings_of(images, "dino"), "first", STEPS)
-    assert_same(everything(pretrain(settings_of(images, "dino"))), whole("dino"))
+    stopped_at(monkeypatch, settings_of(images, method), "first", STEPS)
+    assert_same(everything(pretrain(settings_of(images, method))), whole(method))
 
 
 def test_a_validation_amid_accumulated_gradients_waits_for_the_step(images, whole, monkeypatch):

@@ -26,7 +26,7 @@ def flat(images, tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("method", ["carp", "byol", "barlow_twins"])
+@pytest.mark.parametrize("method", ["carp", "byol", "barlow_twins", "pclv2", "selav2"])
 def test_losses_are_finite_and_only_the_classifiers_is_0(method, images, flat):
     def run(**data):
         return pretrain(
