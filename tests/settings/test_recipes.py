@@ -46,7 +46,7 @@ def parametrized(paths):
 
 
 def test_the_recipes_are_there():
-    assert len(RECIPES) == 43
+    assert len(RECIPES) == 54
 
 
 @parametrized(RECIPES)
