@@ -56,8 +56,8 @@ def test_every_recipe_has_the_rates_of_the_paper(path):
     assert (settings.scheduler.lr_decay_steps, settings.scheduler.gamma) == ((12, 16), 0.2)
     assert settings.max_epochs == 20 and settings.optimizer.weight_decay == 0
     fractions = {"carp_1percent": 0.01, "carp_10percent": 0.1, "carp_100percent": 1.0}
-    photos = 0.1 if path.parent.name == "photos" else 1.0
-    assert settings.labels.fraction == fractions.get(path.stem, photos)
+    small = {"photos": 0.1, "fashion_mnist": 0.01}.get(path.parent.name, 1.0)
+    assert settings.labels.fraction == fractions.get(path.stem, small)
 
 
 MISTAKES = [

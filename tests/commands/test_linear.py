@@ -99,14 +99,14 @@ def test_every_recipe_composes_and_is_parsed_by_the_host(
     batch = 64 if path.parent.name == "photos" else 256
     assert parsed.optimizer.batch_size == batch
     assert parsed.optimizer.lr == plan.lr == pytest.approx(0.3 * batch / 256)
-    assert parsed.max_epochs == (10 if path.parent.name == "photos" else 100)
+    assert parsed.max_epochs == (10 if path.parent.name in ("photos", "fashion_mnist") else 100)
     assert (parsed.scheduler.name, parsed.scheduler.warmup_epochs) == ("warmup_cosine", 0)
     assert parsed.optimizer.kwargs.momentum == 0.9 and parsed.optimizer.weight_decay == 0
 
 
 def test_every_folder_has_the_same_recipes():
     folders = {folder.name for folder in (ROOT / "scripts" / "linear").iterdir()}
-    assert folders >= {"photos", "cifar", "imagenet-100", "imagenet", "custom"}
+    assert folders >= {"photos", "cifar", "imagenet-100", "imagenet", "custom", "fashion_mnist"}
     for folder in folders:
         found = {path.stem for path in RECIPES if path.parent.name == folder}
         assert found == set("carp byol swav barlow simclr mocov2plus simsiam deepclusterv2".split())

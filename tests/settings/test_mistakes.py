@@ -50,6 +50,28 @@ SENTENCES = [
     ({"optimizer__lr": float("nan")}, "optimizer.lr must be a number of at least 0, got nan."),
     ({"data__dataset": "imagenet1k"}, "data.dataset=imagenet1k is unknown; did you mean 'imagenet' or 'imagenet100'?"),
     ({"scheduler__interval": "batch"}, "scheduler.interval=batch is unknown; choose from epoch, step"),
+    (
+        {"data__dataset": "fashion_mnist", "data__format": "dali"},
+        "data.format=dali does not read fashion_mnist; set data.format=image_folder.",
+    ),
+    (
+        {"data__prepare": "download"},
+        "data.prepare=download is for fashion_mnist, not custom; set data.prepare=null.",
+    ),
+    (
+        {"data__train_images": 8, "data__format": "h5"},
+        "data.train_images cannot be drawn from an HDF5 file, which does not tell the classes of its images before "
+        "they are read; set data.format=image_folder.",
+    ),
+    (
+        {"data__holdout": {"fraction": 0.5}, "data__val_path": None},
+        "data.holdout takes the place of labelled validation images, and this run has none; give data.val_path (its "
+        "images are not read then) and leave data.no_labels=False.",
+    ),
+    (
+        {"data__val_images": 8, "data__val_path": None},
+        "data.val_images has no validation images to draw from; give data.val_path as well.",
+    ),
     ({"checkpoint": 7}, "checkpoint must hold keys (enabled, dir, frequency, keep_prev), got 7."),
     (
         {"optimizer__kwargs": {"betas": [0.9]}},
