@@ -536,7 +536,7 @@ def _full_precision(tensor: Tensor) -> torch.autocast:
 
 @contextlib.contextmanager
 def _products_on_cards(products: str) -> Iterator[None]:
-    """TF32 on CUDA where it was asked for and full float32 otherwise; what the process had chosen stands again after."""
+    """TF32 on CUDA where it was asked for, else full float32; what the process had chosen stands again after."""
     matmul = torch.backends.cuda.matmul
     tf32 = products == "tf32"
     # The name of torch 2.9; before, a switch.
