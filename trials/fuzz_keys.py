@@ -32,7 +32,7 @@ KEYS: Dict[str, Sequence[str]] = {
     "switch": """checkpoint.enabled checkpoint.keep_prev auto_resume.enabled wandb.enabled
         wandb.offline performance.disable_channel_last data.no_labels
         optimizer.exclude_bias_n_norm_wd optimizer.kwargs.nesterov method_kwargs.normalize_prototypes
-        method_kwargs.fused momentum.classifier auto_umap.enabled dali.encode_indexes_into_labels
+        method_kwargs.fused method_kwargs.products momentum.classifier auto_umap.enabled dali.encode_indexes_into_labels
         knn_eval.enabled evaluation.enabled collapse.enabled collapse.stop debug_augmentations
         augmentations.0.rrc.enabled fast_dev_run enable_progress_bar enable_model_summary benchmark
         inference_mode use_distributed_sampler detect_anomaly barebones sync_batchnorm

@@ -26,9 +26,10 @@ right and because the chunks, hence the all-reduces, follow from the shapes (Dis
 One file, because upstream has one file a loss.
 """
 
+import contextlib
 import functools
 import math
-from typing import Dict, Iterator, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Callable, Dict, Iterator, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.distributed as dist
@@ -39,6 +40,9 @@ from torch.autograd.function import Function
 # cache; an accelerator wants few, large kernels and few all-reduces.
 CHUNK_BYTES_CPU = 16 * 2**20
 CHUNK_BYTES_ACCELERATOR = 384 * 2**20
+
+# Precision of the inputs of the fused path's matrix products, where the computation is in float32.
+PRODUCTS = ("float32", "tf32")
 
 Weights = Tuple[Union[float, Tensor], Union[float, Tensor]]
 
@@ -56,6 +60,7 @@ class _Layout(NamedTuple):
     images: int
     blocks: int
     block_size: int
+    products: str = "float32"  # of PRODUCTS
 
     @property
     def rows(self) -> int:
@@ -82,6 +87,7 @@ def carp_loss_func(
     partition_size: int,
     *,
     fused: bool = True,
+    products: str = "float32",
 ) -> CARPLossTerms:
     """The two terms of CARP's loss (eq. 3 and B.2), separately differentiable.
 
@@ -97,6 +103,9 @@ def carp_loss_func(
             same on every rank. Its content is not checked: that would make an accelerator wait.
         partition_size: B, the number of prototypes in a block; divides K.
         fused: False computes the same from materialised assignments.
+        products: "tf32" rounds the inputs of the fused path's matrix products to 10 bits of mantissa and keeps
+            sums in float32: the tensor cores of a card, and on a CPU an imitation that is no faster. "float32"
+            rounds nothing, whatever the process has chosen for other products. Of float64 nothing is rounded.
 
     Returns:
         CARPLossTerms, in float32 or, if an input is, float64. `consistency` is of this rank's images;
@@ -107,7 +116,7 @@ def carp_loss_func(
     """
     layout = _check(
         student, teacher, student_prototypes, teacher_prototypes, permutation, partition_size
-    )
+    )._replace(products=_checked(products, fused))
     inputs = _prepare(student, teacher, student_prototypes, teacher_prototypes, permutation)
     if not fused:
         return _plain_terms(*inputs, layout)
@@ -127,6 +136,7 @@ def carp_objective_func(
     consistency_weight: float = 1.0,
     entropy_weight: float = 1.0,
     fused: bool = True,
+    products: str = "float32",
 ) -> Tuple[Tensor, CARPLossTerms]:
     """consistency_weight * consistency + entropy_weight * entropy_gap, the scalar to minimise.
 
@@ -137,8 +147,8 @@ def carp_objective_func(
     Args:
         consistency_weight: of the consistency term.
         entropy_weight: of the entropy gap, 1 in CARP.
-        student, teacher, student_prototypes, teacher_prototypes, permutation, partition_size, fused:
-            see `carp_loss_func`.
+        student, teacher, student_prototypes, teacher_prototypes, permutation, partition_size, fused,
+            products: see `carp_loss_func`.
 
     Returns:
         the loss (), differentiable once, and its CARPLossTerms, detached.
@@ -148,7 +158,7 @@ def carp_objective_func(
     """
     layout = _check(
         student, teacher, student_prototypes, teacher_prototypes, permutation, partition_size
-    )
+    )._replace(products=_checked(products, fused))
     inputs = _prepare(student, teacher, student_prototypes, teacher_prototypes, permutation)
     weights = (consistency_weight, entropy_weight)
     if fused and _wants_gradient(inputs):
@@ -239,7 +249,7 @@ def _fused_pass(
         wanted: whether the gradients with respect to z_RD and C_KD are wanted.
         known_mean_PB: mean_probs if known from an earlier pass; otherwise computed and all-reduced.
     """
-    with torch.no_grad(), _full_precision(z_RD):
+    with torch.no_grad(), _full_precision(z_RD), _products_on_cards(layout.products):
         size, per_chunk = layout.block_size, _blocks_per_chunk(layout, z_RD)
         known = known_mean_PB is not None
         mean_PB = z_RD.new_empty(layout.blocks, size) if known_mean_PB is None else known_mean_PB
@@ -249,11 +259,13 @@ def _fused_pass(
         # Row r of student views 0 and 1 is compared with row r of the teacher's views 1 and 0.
         w_RD = torch.cat([w_RD[layout.images :], w_RD[: layout.images]])
         space = _Workspace(z_RD)
+        rounded = _rounding(layout.products, z_RD)
+        z_RD, w_RD = rounded(z_RD), rounded(w_RD)
         for first in range(0, layout.blocks, per_chunk):
             chunk = slice(first, min(first + per_chunk, layout.blocks))
             index = order_K[chunk.start * size : chunk.stop * size]
-            C_chunk = space.rows("student rows", C_KD, index)
-            teacher_C_chunk = space.rows("teacher rows", teacher_C_KD, index)
+            C_chunk = rounded(space.rows("student rows", C_KD, index))
+            teacher_C_chunk = rounded(space.rows("teacher rows", teacher_C_KD, index))
             student = space.assignments("student", z_RD, C_chunk, size)
             teacher = space.assignments("teacher", w_RD, teacher_C_chunk, size)
             if not known:
@@ -264,7 +276,7 @@ def _fused_pass(
             consistency -= _log_overlap_and_gradient(
                 student, teacher, mean_PB[chunk], layout, weights, space
             )
-            grad_logits = student.logits_RCB.flatten(1)
+            grad_logits = rounded(student.logits_RCB.flatten(1))
             if grad_z_RD is not None:
                 grad_z_RD.addmm_(grad_logits, C_chunk)
             if grad_C_KD is not None:
@@ -522,6 +534,38 @@ def _full_precision(tensor: Tensor) -> torch.autocast:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
+@contextlib.contextmanager
+def _products_on_cards(products: str) -> Iterator[None]:
+    """TF32 on CUDA where it was asked for, else full float32; what the process had chosen stands again after."""
+    matmul = torch.backends.cuda.matmul
+    tf32 = products == "tf32"
+    # The name of torch 2.9; before, a switch.
+    name: str = "fp32_precision"
+    value: Union[str, bool] = "tf32" if tf32 else "ieee"
+    if not hasattr(matmul, name):
+        name, value = "allow_tf32", tf32
+    before = getattr(matmul, name)
+    setattr(matmul, name, value)
+    try:
+        yield
+    finally:
+        setattr(matmul, name, before)
+
+
+def _rounding(products: str, like: Tensor) -> Callable[[Tensor], Tensor]:
+    """What is done to the inputs of a product: a card rounds by itself, a CPU has no TF32 and imitates it."""
+    if products == "tf32" and like.device.type == "cpu" and like.dtype == torch.float32:
+        return _tf32
+    return lambda tensor: tensor
+
+
+def _tf32(tensor: Tensor) -> Tensor:
+    """Float32 rounded to the nearest number of 10 bits of mantissa; infinities stay, large NaNs too."""
+    bits = tensor.contiguous().view(torch.int32)
+    finite = bits & 0x7F800000 != 0x7F800000
+    return torch.where(finite, (bits + 0x1000) & ~0x1FFF, bits).view(torch.float32)
+
+
 def _world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
@@ -530,6 +574,14 @@ def _all_reduce_sum(tensor: Tensor) -> Tensor:
     if _world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
+
+
+def _checked(products: str, fused: bool) -> str:
+    if products not in PRODUCTS:
+        raise ValueError(f"products: expected one of {list(PRODUCTS)}, received {products!r}")
+    if products != "float32" and not fused:
+        raise ValueError(f"products: {products!r} is for fused=True, received fused=False")
+    return products
 
 
 def _check(

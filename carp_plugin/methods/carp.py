@@ -117,6 +117,7 @@ class CARP(WatchesAssignments, BaseMomentumMethod):
                     or "student", the prototypes themselves (formula of section 3).
                 normalize_prototypes (bool): unit rows, or a plain linear layer.
                 fused (bool): the loss in one pass without an N x K tensor, or written out as in the paper.
+                products (str): "float32", or "tf32" for the inputs of the loss's matrix products.
             momentum:
                 base_tau, final_tau (float): eta of the teacher's update at the first and the last step, on a
                     cosine; both 0 trains without a momentum encoder (table 5).
@@ -133,6 +134,7 @@ class CARP(WatchesAssignments, BaseMomentumMethod):
         self.entropy_weight: float = kwargs.entropy_weight
         self.teacher_prototypes: str = kwargs.teacher_prototypes
         self.fused: bool = kwargs.fused
+        self.products: str = kwargs.products
         #: Of the last training step, for whoever watches training: what it logged, 0-dim tensors, and the
         #: embeddings of all views (V * N, D). Nothing of it is kept with the weights.
         self.step_metrics: Dict[str, torch.Tensor] = {}
@@ -304,6 +306,7 @@ class CARP(WatchesAssignments, BaseMomentumMethod):
             consistency_weight=self.consistency_weight,
             entropy_weight=self.entropy_weight,
             fused=self.fused,
+            products=self.products,
         )
 
         metrics = {

@@ -372,6 +372,17 @@ class CarpKwargs(Settings):
     )
     normalize_prototypes: Switch = key(True, "unit rows, or a plain linear layer")
     fused: Switch = key(True, "the loss in one pass, or written out as in the paper")
+    products: Literal["float32", "tf32"] = key(
+        "float32", "inputs of the loss's products; tf32, 10 bits, is for a card's tensor cores"
+    )
+
+    @model_validator(mode="after")
+    def _products_of_the_fused_loss(self) -> CarpKwargs:
+        if self.products != "float32" and not self.fused:
+            raise rule(
+                f"{{at}}products={self.products} is for {{at}}fused=True; set it, or {{at}}products=float32."
+            )
+        return self
 
     @model_validator(mode="after")
     def _blocks_are_equal(self) -> CarpKwargs:

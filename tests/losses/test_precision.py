@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from carp_plugin.commands.pretrain import pretrain
-from carp_plugin.losses import carp_loss_func, carp_objective_func
+from carp_plugin.losses import carp, carp_loss_func, carp_objective_func
 from carp_plugin.methods.carp import CARP
 from carp_plugin.training.devices import machine_of
 from carp_plugin.training.pretraining import build_model
@@ -163,3 +163,100 @@ def test_16_mixed_on_a_cpu_trains(images):
     )
     with pytest.warns(UserWarning, match="fp16 is not supported on CPU"):
         assert pretrain(settings)["last_epoch"]["train_carp_loss"] > 0
+
+
+def test_tf32_keeps_ten_bits_and_what_is_not_finite():
+    values = [1.0, 1 + 2**-10, 1 + 2**-12, 1 + 2**-11, -(1 + 3 * 2**-11), 3e38, 0.0, -0.0]
+    kept = [1.0, 1 + 2**-10, 1.0, 1 + 2**-10, -(1 + 2 * 2**-10), 3e38, 0.0, -0.0]
+    rounded = carp._tf32(torch.tensor(values))
+    assert rounded.tolist() == pytest.approx(kept, rel=2**-11)
+    assert rounded[:5].tolist() == kept[:5]
+    assert not (rounded.view(torch.int32) & 0x1FFF).any()
+    odd = carp._tf32(torch.tensor([float("inf"), -float("inf"), float("nan")]))
+    assert odd[:2].tolist() == [float("inf"), -float("inf")] and odd[2].isnan()
+
+
+def all_of(device, products, dtype=torch.float32, views=2):
+    """Loss and gradients (flat) of a problem of the paper's D, two blocks of its B."""
+    generator = torch.Generator().manual_seed(1)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device, dtype)
+
+    image = normal(48, 256)
+    views = [(image + 0.5 * normal(48, 256)).requires_grad_() for _ in range(views)]
+    C = torch.nn.functional.normalize(normal(1024, 256), dim=1).requires_grad_()
+    order = torch.randperm(1024, generator=generator).to(device)
+    loss, _ = carp_objective_func(views, views[:2], C, C, order, 512, products=products)
+    gradients = torch.autograd.grad(loss, [*views, C])
+    return loss.detach().double().cpu(), torch.cat([g.double().cpu().flatten() for g in gradients])
+
+
+@pytest.mark.parametrize("views", [2, 4])
+def test_the_error_of_tf32_is_that_of_ten_bits(views, device):
+    """Of a unit row of D = 256: 2^-11 a factor, and far less in a sum of many. Float32 is a thousand times closer."""
+    exact, exact_gradient = all_of(device, "float32", torch.float64, views)
+
+    def errors(products):
+        loss, gradient = all_of(device, products, views=views)
+        off = (gradient - exact_gradient).norm() / exact_gradient.norm()
+        return float((loss - exact).abs() / exact), float(off)
+
+    full, coarse = errors("float32"), errors("tf32")
+    assert max(full) < 2e-6
+    assert coarse[0] < 2e-4 and 1e-5 < coarse[1] < 3e-3
+
+
+def test_double_precision_knows_no_tf32(device):
+    full, coarse = (all_of(device, products, torch.float64) for products in carp.PRODUCTS)
+    assert torch.equal(full[0], coarse[0]) and torch.equal(full[1], coarse[1])
+
+
+def tf32_is_on():
+    matmul = torch.backends.cuda.matmul
+    if hasattr(matmul, "fp32_precision"):  # torch 2.9
+        return matmul.fp32_precision == "tf32"
+    return matmul.allow_tf32
+
+
+@pytest.mark.parametrize("chosen", ["highest", "high"])
+@pytest.mark.parametrize("products, inside", [("float32", False), ("tf32", True)])
+def test_what_the_process_has_chosen_for_products_is_left_alone(
+    products, inside, chosen, monkeypatch
+):
+    seen, gap = [], carp._entropy_gap
+
+    def looking(mean):
+        seen.append(tf32_is_on())
+        return gap(mean)
+
+    monkeypatch.setattr(carp, "_entropy_gap", looking)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(chosen)
+    try:
+        all_of("cpu", products)
+        after = torch.get_float32_matmul_precision()
+        allowed = tf32_is_on()
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen and set(seen) == {inside}
+    assert after == chosen and allowed == (chosen == "high")
+
+
+@pytest.mark.parametrize(
+    "kwargs, says",
+    [
+        ({"products": "bf16"}, r"products: expected one of \['float32', 'tf32'\], received 'bf16'"),
+        ({"products": "tf32", "fused": False}, "'tf32' is for fused=True, received fused=False"),
+    ],
+)
+@pytest.mark.parametrize("function", [carp_loss_func, carp_objective_func])
+def test_products_that_there_are_not(function, kwargs, says):
+    with pytest.raises(ValueError, match=says):
+        function(
+            *problem(torch.float32, 1.0)[:2],
+            *2 * [problem(torch.float32, 1.0)[2]],
+            torch.arange(K),
+            B,
+            **kwargs,
+        )
