@@ -75,6 +75,7 @@ class SeLav2(BaseMethod):
         super().__init__(cfg)
 
         kwargs = cfg.method_kwargs
+        self.proj_output_dim: int = kwargs.proj_output_dim
         self.num_prototypes: List[int] = list(kwargs.num_prototypes)
         self.temperature: float = kwargs.temperature
         self.epsilon: float = kwargs.epsilon
@@ -94,8 +95,10 @@ class SeLav2(BaseMethod):
         )
 
         # prototypes
-        dim = kwargs.proj_output_dim
-        self.prototypes = nn.ModuleList([nn.Linear(dim, K, bias=False) for K in self.num_prototypes])
+        dim = self.proj_output_dim
+        self.prototypes = nn.ModuleList(
+            [nn.Linear(dim, K, bias=False) for K in self.num_prototypes]
+        )
         self._to_unit_rows()
 
         self.image_memory: Tensor
@@ -179,8 +182,8 @@ class SeLav2(BaseMethod):
             UserError: a loader that knows no images.
         """
         super().on_train_start()
-        images, heads = size_of(self.trainer), len(self.num_prototypes)
-        dim, total = self.prototypes[0].in_features, sum(self.num_prototypes)
+        images, dim = size_of(self.trainer), self.proj_output_dim
+        heads, total = len(self.num_prototypes), sum(self.num_prototypes)
         empty = {
             "image_memory": torch.zeros(self.num_large_crops, images, dim),
             "labels_epoch": torch.tensor(-1),
@@ -213,7 +216,7 @@ class SeLav2(BaseMethod):
                 self.trainer.train_dataloader,
                 still_transform(self.cfg),
                 lambda X: F.normalize(self.projector(self.backbone(X)), dim=-1),
-                self.projector[0].weight,
+                next(self.projector.parameters()),
             ).float()
 
     def _assign(self) -> None:
@@ -223,7 +226,7 @@ class SeLav2(BaseMethod):
         at = 0
         for h, head in enumerate(self.prototypes):
             rows_nD = self.image_memory[h % self.num_large_crops]
-            C_KD = head.weight.detach().float()
+            C_KD = head.weight.detach().float()  # type: ignore[operator]
             plan = sinkhorn_plan(
                 rows_nD[rank() :: world_size()],
                 C_KD,
@@ -254,7 +257,10 @@ class SeLav2(BaseMethod):
 
     def _tell(self, found: Dict[str, List[float]]) -> None:
         """Logs how equal the clusters are, and says once where they are not."""
-        worst = {"train_plan_error": max(found["error"]), "train_largest_label": max(found["largest"])}
+        worst = {
+            "train_plan_error": max(found["error"]),
+            "train_largest_label": max(found["largest"]),
+        }
         logged = {**worst, "train_labels_used": min(found["used"])}
         self.log_dict(logged, on_step=False, on_epoch=True, sync_dist=True)
         spread = self.image_memory.std(dim=1).square().sum(dim=-1).sqrt().min()
@@ -350,4 +356,5 @@ class SeLav2(BaseMethod):
     @torch.no_grad()
     def _to_unit_rows(self) -> None:
         for head in self.prototypes:
-            head.weight.copy_(F.normalize(head.weight, dim=1))
+            weight: Any = head.weight
+            weight.copy_(F.normalize(weight, dim=1))

@@ -55,7 +55,9 @@ def test_all_prototypes_as_negatives_are_a_softmax_over_all():
     positives = torch.tensor([7, 0, 3, 11])
     negatives = negatives_of(positives, torch.randperm(K), K - N)
     assert negatives.kept_J.sum() == K - N
-    found = prototype_loss_func(query, centroids, phi, positives, torch.arange(len(query)), negatives)
+    found = prototype_loss_func(
+        query, centroids, phi, positives, torch.arange(len(query)), negatives
+    )
     closed = -(query @ centroids.T / phi).log_softmax(dim=1)[range(N), positives].mean()
     assert found.item() == pytest.approx(closed.item(), rel=1e-12)
 
@@ -66,7 +68,12 @@ def test_names_of_clusters_do_not_matter():
     phi = torch.linspace(0.1, 0.4, K, dtype=torch.float64)
     positives, order = torch.tensor([1, 4, 4, 9, 0]), torch.randperm(K)
     found = prototype_loss_func(
-        query, centroids, phi, positives, torch.arange(len(query)), negatives_of(positives, order, 3)
+        query,
+        centroids,
+        phi,
+        positives,
+        torch.arange(len(query)),
+        negatives_of(positives, order, 3),
     )
     new = torch.randperm(K)
     other = torch.empty_like(centroids)
@@ -85,7 +92,12 @@ def test_two_images_of_one_cluster_cannot_go_below_log_2():
     query = centroids[positives]
     phi = torch.full((4,), 0.01, dtype=torch.float64)
     loss = prototype_loss_func(
-        query, centroids, phi, positives, torch.arange(len(query)), negatives_of(positives, torch.arange(4), 3)
+        query,
+        centroids,
+        phi,
+        positives,
+        torch.arange(len(query)),
+        negatives_of(positives, torch.arange(4), 3),
     )
     assert loss.item() == pytest.approx(math.log(2), abs=1e-9)
 
@@ -105,7 +117,12 @@ def test_a_batch_of_all_clusters_has_no_negatives():
     found = negatives_of(positives, torch.randperm(4), 3)
     assert not found.kept_J.any()
     loss = prototype_loss_func(
-        unit(8, 5), unit(4, 5, seed=1), torch.ones(4, dtype=torch.float64), positives, torch.arange(8), found
+        unit(8, 5),
+        unit(4, 5, seed=1),
+        torch.ones(4, dtype=torch.float64),
+        positives,
+        torch.arange(8),
+        found,
     )
     assert loss.isfinite()
 
@@ -139,7 +156,10 @@ def test_a_batch_of_one():
     query, positives = unit(1, 5), torch.tensor([2])
     negatives = negatives_of(positives, torch.arange(4), 2)
     phi = torch.ones(4, dtype=torch.float64)
-    assert prototype_loss_func(query, unit(4, 5), phi, positives, torch.arange(len(query)), negatives) > 0
+    assert (
+        prototype_loss_func(query, unit(4, 5), phi, positives, torch.arange(len(query)), negatives)
+        > 0
+    )
     assert instance_loss_func(query, query, unit(7, 5, seed=1).T, T) > 0
 
 

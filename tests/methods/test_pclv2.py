@@ -156,7 +156,9 @@ def test_dali_and_small_views_are_refused_in_a_sentence(images):
     with pytest.raises(UserError, match="pclv2 goes over all .*; set data.format=image_folder"):
         small_settings(images, "pclv2", data__format="dali")
     views = [augmentation(16, 2), augmentation(8, 2)]
-    with pytest.raises(UserError, match="pclv2 takes no small views, but the augmentations make 2 smaller"):
+    with pytest.raises(
+        UserError, match="pclv2 takes no small views, but the augmentations make 2 smaller"
+    ):
         small_settings(images, "pclv2", augmentations=views)
     with pytest.raises(UserError, match="num_cluster is not a key of pclv2; did you mean"):
         small_settings(images, "pclv2", method_kwargs__num_cluster=[3])
