@@ -75,7 +75,7 @@ class Negatives(NamedTuple):
 
 
 def negatives_of(positives_P: Tensor, order_K: Tensor, count: int) -> Negatives:
-    """The first `count` prototypes of a random order that no image of the batch belongs to; fewer where there are fewer.
+    """The first `count` prototypes of a random order that no image of the batch belongs to, or as many as there are.
 
     A draw without replacement, in shapes that do not depend on values: an accelerator need not wait.
 

@@ -1,4 +1,4 @@
-"""SeLa v2 (Caron et al., NeurIPS 2020, arXiv 2006.09882, appendix D): labels of equal clusters, and their cross-entropy.
+"""SeLa v2 (Caron et al., NeurIPS 2020, arXiv 2006.09882, appendix D): labels of equal clusters and the loss.
 
 Functions of tensors only. Once an epoch the images get the labels that minimise the loss under the condition that all
 clusters are equally large (Asano et al., ICLR 2020): an optimal transport of n images to K prototypes,
@@ -179,7 +179,7 @@ def hard_labels(
     for log_plan in _log_plans(z_nD, prototypes_KD, epsilon, log_v_K):
         rows = slice(at, at + len(log_plan))
         best_n1 = log_plan.amax(dim=1, keepdim=True)
-        turned = (order_K + places_n[rows, None]).remainder_(K)
+        turned = (order_K.int() + (places_n[rows, None] % K).int()).remainder_(K)
         turned.masked_fill_(log_plan < best_n1 - tie, K)
         labels[rows] = turned.argmin(dim=1)
         at = rows.stop
@@ -224,7 +224,9 @@ def _log_of_columns(z_nD: Tensor, prototypes_KD: Tensor, epsilon: float) -> Tens
 
 def _rows_of_chunk(z_nD: Tensor, prototypes_KD: Tensor) -> int:
     size = torch.finfo(_wide(z_nD.dtype)).bits // 8
-    return max(1, CHUNK_BYTES // (2 * size * len(prototypes_KD)))  # the scores, and their softmax
+    return max(
+        1, CHUNK_BYTES // (4 * size * len(prototypes_KD))
+    )  # scores, their softmax, places, a mask
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

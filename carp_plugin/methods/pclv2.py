@@ -55,6 +55,9 @@ class PCLv2(BaseMomentumMethod):
         "clusters_epoch",
     )
 
+    num_crops: int
+    num_large_crops: int
+
     def __init__(self, cfg: omegaconf.DictConfig):
         """Implements PCL v2 (https://arxiv.org/abs/2005.04966).
 
@@ -230,7 +233,7 @@ class PCLv2(BaseMomentumMethod):
                 self.trainer.train_dataloader,
                 still_transform(self.cfg),
                 lambda X: self.momentum_forward(X)["z"],
-                self.momentum_projector[0].weight,
+                next(self.momentum_projector.parameters()),
             )
         check_finite(rows, "pclv2")
         return rows.float()

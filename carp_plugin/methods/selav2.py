@@ -75,6 +75,7 @@ class SeLav2(BaseMethod):
         super().__init__(cfg)
 
         kwargs = cfg.method_kwargs
+        self.proj_output_dim: int = kwargs.proj_output_dim
         self.num_prototypes: List[int] = list(kwargs.num_prototypes)
         self.temperature: float = kwargs.temperature
         self.epsilon: float = kwargs.epsilon
@@ -94,7 +95,7 @@ class SeLav2(BaseMethod):
         )
 
         # prototypes
-        dim = kwargs.proj_output_dim
+        dim = self.proj_output_dim
         self.prototypes = nn.ModuleList(
             [nn.Linear(dim, K, bias=False) for K in self.num_prototypes]
         )
@@ -181,8 +182,8 @@ class SeLav2(BaseMethod):
             UserError: a loader that knows no images.
         """
         super().on_train_start()
-        images, heads = size_of(self.trainer), len(self.num_prototypes)
-        dim, total = self.prototypes[0].in_features, sum(self.num_prototypes)
+        images, dim = size_of(self.trainer), self.proj_output_dim
+        heads, total = len(self.num_prototypes), sum(self.num_prototypes)
         empty = {
             "image_memory": torch.zeros(self.num_large_crops, images, dim),
             "labels_epoch": torch.tensor(-1),
@@ -215,7 +216,7 @@ class SeLav2(BaseMethod):
                 self.trainer.train_dataloader,
                 still_transform(self.cfg),
                 lambda X: F.normalize(self.projector(self.backbone(X)), dim=-1),
-                self.projector[0].weight,
+                next(self.projector.parameters()),
             ).float()
 
     def _assign(self) -> None:
@@ -225,7 +226,7 @@ class SeLav2(BaseMethod):
         at = 0
         for h, head in enumerate(self.prototypes):
             rows_nD = self.image_memory[h % self.num_large_crops]
-            C_KD = head.weight.detach().float()
+            C_KD = head.weight.detach().float()  # type: ignore[operator]
             plan = sinkhorn_plan(
                 rows_nD[rank() :: world_size()],
                 C_KD,
@@ -355,4 +356,5 @@ class SeLav2(BaseMethod):
     @torch.no_grad()
     def _to_unit_rows(self) -> None:
         for head in self.prototypes:
-            head.weight.copy_(F.normalize(head.weight, dim=1))
+            weight: Any = head.weight
+            weight.copy_(F.normalize(weight, dim=1))

@@ -1,4 +1,4 @@
-"""The assignment of SeLa v2 against dense Sinkhorn, the host's, and the assignment problem; its loss against the host's."""
+"""SeLa v2: its plan against dense Sinkhorn, the host's and the assignment problem; its loss against the host's."""
 
 import math
 
@@ -119,7 +119,7 @@ def test_the_plan_is_never_held_whole(monkeypatch):
     order = torch.randperm(40)
     whole = sinkhorn_plan(z, C, 0.05)
     labels = hard_labels(z, C, 0.05, whole.log_v_K, order)
-    monkeypatch.setattr(selav2, "CHUNK_BYTES", 40 * 8 * 2 * 7)  # rows of 7 images
+    monkeypatch.setattr(selav2, "CHUNK_BYTES", 40 * 8 * 4 * 7)  # rows of 7 images
     with Largest() as watched:
         plan = sinkhorn_plan(z, C, 0.05)
         assert torch.equal(hard_labels(z, C, 0.05, plan.log_v_K, order), labels)

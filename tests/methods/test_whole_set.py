@@ -20,7 +20,7 @@ from carp_plugin.methods.whole_set import (
 from tests.data.built import training_loader
 from tests.distributed import run_on_ranks
 from tests.helpers import image_folder, small_settings
-from tests.methods.whole import FakeTrainer, bare, steps_on_ranks
+from tests.methods.whole import FakeTrainer, bare, steps_on_ranks, trained
 from tests.narrow import narrow_resnets
 
 
@@ -131,17 +131,59 @@ def settings_of(images, name):
     return small_settings(images, name.partition(",")[0], **changes)
 
 
-def all_methods(rank, world_size, images):
+def all_methods(rank, world_size, images, folder):
     torch.set_num_threads(1)
+    several = {"devices": world_size, "strategy": "ddp", "evaluation": {"enabled": False}}
     with narrow_resnets():
-        return {
+        steps = {
             name: steps_on_ranks(rank, world_size, settings_of(images, name), 2) for name in METHODS
         }
+        whole = {}
+        for name in METHODS:  # from here on this is a process of torchrun's
+            changes = {"optimizer__batch_size": 5, "data__val_path": None, **several}
+            whole[name] = trained(
+                rank,
+                world_size,
+                folder,
+                small_settings(images, name.partition(",")[0], **changes, **METHODS[name]),
+            )
+    return steps, whole
 
 
 @pytest.fixture(scope="module")
-def ranks(images, tmp_path_factory):
-    return run_on_ranks(all_methods, 2, tmp_path_factory.mktemp("ranks"), 2, images)
+def both(images, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    return run_on_ranks(all_methods, 2, folder, 2, images, folder)
+
+
+@pytest.fixture
+def ranks(both):
+    """Of each rank: method -> tensors after some steps in float64, without batch norm."""
+    return [dict(steps) for steps, _ in both]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_ranks_of_a_whole_training_end_with_the_same_weights_and_state(name, both):
+    """But for the running statistics of batch norm, which are rank 0's as soon as the next step begins."""
+    first, second = (
+        {key: value for key, value in whole[name]["tensors"].items() if "running_" not in key}
+        for _, whole in both
+    )
+    assert first == second and len(first) > 60
+    state = {"pclv2": ["queue", "image_clusters", "centroids"]}.get(name, ["image_memory"])
+    assert set(state) <= set(first)
+    for _, whole in both:
+        # the clusters of all ranks' images, of two clusterings; else a number that is logged
+        assert whole[name]["sent"] == (2 * 2 * 5 if name == "pclv2" else 1)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_of_several_ranks_sends_no_state_along(name, images):
+    """DistributedDataParallel broadcasts the buffers of rank 0 before every forward pass, but for these."""
+    model = bare(settings_of(images, name))
+    norms = ("running_mean", "running_var", "num_batches_tracked")
+    state = {name for name, _ in model.named_buffers() if not name.endswith(norms)}
+    assert len(state) >= 3 and state <= set(model._ddp_params_and_buffers_to_ignore)
 
 
 @pytest.mark.parametrize("name", METHODS)

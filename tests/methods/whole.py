@@ -1,6 +1,11 @@
 """The methods that go over all images at an epoch's start, outside a trainer, in one process and on ranks."""
 
+import os
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
 from typing import Any, Dict, List
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -9,10 +14,14 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from carp_plugin import register
+from carp_plugin.commands.pretrain import pretrain
+from carp_plugin.host import METHODS
 from carp_plugin.settings.pretraining import Pretraining
 from carp_plugin.training.devices import machine_of
 from carp_plugin.training.pretraining import build_model
 from tests.data.built import training_loader
+from tests.distributed import Collectives
+from tests.rank_runs import digest, under_torchrun
 
 
 class FakeTrainer:
@@ -26,7 +35,7 @@ class FakeTrainer:
 
 
 def bare(settings: Pretraining, begun: bool = True) -> Any:
-    """A method with a trainer that is none, and what it logs as ``logged``; training has begun unless told otherwise."""
+    """A method with a trainer that is none, and what it logs as ``logged``; training has begun unless told not."""
     register()
     seed_everything(0, verbose=False)
     model: Any = build_model(settings, machine_of(settings))
@@ -92,3 +101,32 @@ def steps_on_ranks(rank: int, world_size: int, settings: Pretraining, steps: int
             model.trainer.global_step += 1
             model.on_train_batch_end(None, batch, index)
     return {**model.state_dict(), "losses": torch.tensor(losses)}
+
+
+def trained(rank: int, world_size: int, folder: Path, settings: Pretraining) -> Dict[str, Any]:
+    """One whole training through Lightning: digests of all tensors, and the most numbers that a step's forward sent.
+
+    Args:
+        rank: of this process.
+        world_size: ranks.
+        folder: to run in.
+        settings: of several devices.
+    """
+    register()
+    under_torchrun(rank, world_size)
+    os.chdir(folder)
+    method, models, most = METHODS[settings.method], [], []
+    step = method.training_step
+
+    def training_step(self: Any, batch: Any, index: int) -> Any:
+        models.append(self)
+        before = len(sent.calls)
+        loss = step(self, batch, index)
+        most.extend(call.elements for call in sent.calls[before:])
+        return loss
+
+    with Collectives() as sent, redirect_stdout(StringIO()):
+        with patch.object(method, "training_step", training_step):
+            pretrain(settings)
+    tensors = {name: digest(tensor.float()) for name, tensor in models[-1].state_dict().items()}
+    return {"tensors": tensors, "sent": max(most, default=0)}

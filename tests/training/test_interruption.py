@@ -215,7 +215,7 @@ def test_deepcluster_goes_on_with_its_memory(images, whole, monkeypatch):
 
 @pytest.mark.parametrize("method", ["dino", "selav2"])
 def test_stopped_while_the_first_batch_of_an_epoch_loads(method, images, whole, monkeypatch):
-    """Lightning then leaves out the epoch's start, at which DINO is told which epoch it is and SeLa v2 labels images."""
+    """Lightning then leaves out the epoch's start, at which DINO is told the epoch and SeLa v2 labels images."""
 
     class Early(Signals):
         def on_train_batch_start(self, trainer, *rest):
