@@ -10,8 +10,9 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from carp_plugin.compare import gallery, pictures
+from carp_plugin.compare import gallery, paper, pictures
 from carp_plugin.compare.statistics import (
+    called,
     doubts_of,
     explanation,
     labels_of,
@@ -103,6 +104,8 @@ def html_of(results: Mapping[str, Any], folder: Path) -> str:
         lines=[[cell.split("\n") for cell in line] for line in lines],
         explanation=explanation(summary),
         bars=[_figure(chart) for chart in charts if chart],
+        paper=paper.sentences(results),
+        beside=[_figure(drawn) for drawn in [paper.picture(results)] if drawn],
         curves=_curves(results),
         terms=_terms(results),
         galleries=_galleries(results, Path(folder)),
@@ -127,8 +130,8 @@ def _claim(results: Mapping[str, Any]) -> str:
     done = sum(usable(run) for run in runs)
     labels = labels_of(runs)
     seeds = len({run["seed"] for run in runs})
-    methods = f"{len(labels)} method{'s' * (len(labels) != 1)} ({', '.join(labels)})"
-    return f"{methods}, {seeds} seed{'s' * (seeds != 1)}: {done} of {len(runs)} runs were trained to their end."
+    rows = f"{len(labels)} {called(runs)}{'s' * (len(labels) != 1)} ({', '.join(labels)})"
+    return f"{rows}, {seeds} seed{'s' * (seeds != 1)}: {done} of {len(runs)} runs were trained to their end."
 
 
 def _facts(results: Mapping[str, Any]) -> List[Tuple[str, str]]:

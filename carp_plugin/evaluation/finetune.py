@@ -258,7 +258,9 @@ class FinetuneRun(ClassifierRun):
         remarks: Sequence[str] = (),
     ) -> None:
         if data.subset is None:
-            raise ValueError("data: expected labelled data with the subset that was drawn, received no subset")
+            raise ValueError(
+                "data: expected labelled data with the subset that was drawn, received no subset"
+            )
         self.start, self.subset, self.remarks = start, data.subset, list(remarks)
         args = {
             **settings.values(),
