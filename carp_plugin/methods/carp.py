@@ -56,7 +56,7 @@ class Prototypes(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_prototypes, dim))
         self.normalize = normalize
-        # As nn.Linear without bias: uniform within 1 / sqrt(D).
+        # As nn.Linear without bias, and as the last layer of the released head: uniform within 1 / sqrt(D).
         nn.init.uniform_(self.weight, -(dim**-0.5), dim**-0.5)
 
     def forward(self) -> torch.Tensor:
@@ -117,9 +117,9 @@ class CARP(BaseMomentumMethod):
             initialize_momentum_params(self.prototypes, self.momentum_prototypes)
 
     def _projector(self, kwargs: omegaconf.DictConfig) -> nn.Sequential:
-        """Three linear layers with batch norm and GELU (B.1)."""
+        """Three linear layers with batch norm and GELU (B.1), which begin as those of DINO's head do."""
         hidden, output = kwargs.proj_hidden_dim, kwargs.proj_output_dim
-        return nn.Sequential(
+        projector = nn.Sequential(
             nn.Linear(self.features_dim, hidden),
             nn.BatchNorm1d(hidden),
             nn.GELU(),
@@ -128,6 +128,11 @@ class CARP(BaseMomentumMethod):
             nn.GELU(),
             nn.Linear(hidden, output),
         )
+        for layer in projector:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+        return projector
 
     def _prototypes(self, kwargs: omegaconf.DictConfig) -> Prototypes:
         return Prototypes(

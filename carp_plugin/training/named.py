@@ -67,7 +67,7 @@ def look_at(
             f"{here['optimizer.name']} cannot go on with; set that, or begin anew without resume_from_checkpoint."
         )
     _check_steps(path, there, settings, plan)
-    differing = differences(there, here, identity.defaults)
+    differing = differences(there, here, identity)
     if "-step=" in path.name:
         _check_order(path, differing)
     kept = [each for each in differing if each[0].startswith(_IN_CHECKPOINT)]

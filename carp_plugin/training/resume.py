@@ -12,7 +12,9 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tup
 import torch
 
 from carp_plugin.errors import typed
+from carp_plugin.settings.linear import Linear
 from carp_plugin.settings.model import Settings, defaults_of, free_keys
+from carp_plugin.settings.pretraining import Pretraining
 from carp_plugin.training.callbacks.checkpoint import damage, in_use
 from carp_plugin.training.state import place_in_name
 
@@ -38,16 +40,23 @@ class Identity(NamedTuple):
         free: dotted keys, nodes among them, that change nothing about what is trained on what. Whatever is not listed
             here makes a run another one, so that a key that is new is compared without anyone thinking of it.
         defaults: dotted key -> what it is where it is absent: an older release may not have known it.
+        scaled: dotted keys that ``args.json`` has multiplied by the batch of all processes / 256.
     """
 
     free: Tuple[str, ...]
     defaults: Mapping[str, Any]
+    scaled: Tuple[str, ...] = ()
 
 
 def identity_of(model: Type[Settings]) -> Identity:
     """Of the runs that a kind of settings describes."""
     defaults = json.loads(json.dumps(defaults_of(model)))
-    return Identity((*free_keys(model), *_BESIDE), defaults)
+    scaled: Tuple[str, ...] = ()
+    if issubclass(model, Pretraining):
+        scaled = ("optimizer.lr", "optimizer.classifier_lr")
+    elif issubclass(model, Linear):
+        scaled = ("optimizer.lr",)
+    return Identity((*free_keys(model), *_BESIDE), defaults, scaled)
 
 
 class Found(NamedTuple):
@@ -94,7 +103,7 @@ def run_to_resume(
                     f"{typed('resume_from_checkpoint', str(checkpoints[0]))} to go on from it."
                 )
             continue
-        differing = differences(compared(written, identity), wanted, identity.defaults)
+        differing = differences(compared(written, identity), wanted, identity)
         if differing:
             if written.get("name") == args.get("name") and age <= max_hours and not other:
                 other.append(
@@ -170,20 +179,43 @@ def _flat(node: Mapping[str, Any], path: str = "") -> Dict[str, Any]:
 
 
 def differences(
-    there: Mapping[str, Any], here: Mapping[str, Any], defaults: Mapping[str, Any]
+    there: Mapping[str, Any], here: Mapping[str, Any], identity: Identity
 ) -> List[Difference]:
-    """Every key in which two runs differ, and its two values.
+    """Every key in which two runs differ, and its two values; rates as they were typed.
 
     A key that one of them lacks, or has as null, is its default there, for an older release may not have known it. A
     path makes no difference where what lies there is known to be the same.
     """
     found = []
     for key in sorted({*there, *here}):
-        default = defaults.get(re.sub(r"\.\d+\.", ".0.", key))  # the items of a list have the same
+        # the items of a list have the same default
+        default = identity.defaults.get(re.sub(r"\.\d+\.", ".0.", key))
         was, now = (_or_default(run.get(key), default) for run in (there, here))
-        if was != now and not _is_elsewhere(key, there, here):
-            found.append((key, was, now))
+        if was == now or _is_elsewhere(key, there, here):
+            continue
+        if key in identity.scaled:
+            was, now = (_unscaled(run, key, rate) for run, rate in ((there, was), (here, now)))
+            if was == now and _global_batch(there) != _global_batch(here):
+                continue  # the batch differs, which is said
+        found.append((key, was, now))
     return found
+
+
+def _global_batch(run: Mapping[str, Any]) -> Any:
+    """Images that all processes read at a time; None where it is not known."""
+    each = [run.get("optimizer.batch_size"), run.get("devices"), run.get("num_nodes")]
+    counts = [1 if count is None else count for count in each]
+    known = each[0] is not None and all(isinstance(count, int) for count in counts)
+    return math.prod(counts) if known else None
+
+
+def _unscaled(run: Mapping[str, Any], key: str, rate: Any) -> Any:
+    """A rate before the host scaled it; that of the classifier is scaled only where there are validation images."""
+    batch = _global_batch(run)
+    validates = key != "optimizer.classifier_lr" or run.get("data.val_path") is not None
+    if not batch or not validates or not isinstance(rate, float):
+        return rate
+    return float(f"{rate * 256 / batch:.12g}")
 
 
 def _is_elsewhere(key: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
@@ -202,10 +234,10 @@ def _is_elsewhere(key: str, there: Mapping[str, Any], here: Mapping[str, Any]) -
 
 
 def difference(
-    there: Mapping[str, Any], here: Mapping[str, Any], defaults: Mapping[str, Any]
+    there: Mapping[str, Any], here: Mapping[str, Any], identity: Identity
 ) -> Optional[Difference]:
     """The first of :func:`differences`, None where there is none."""
-    return next(iter(differences(there, here, defaults)), None)
+    return next(iter(differences(there, here, identity)), None)
 
 
 def in_words(differing: Sequence[Difference]) -> str:

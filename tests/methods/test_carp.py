@@ -70,6 +70,16 @@ def test_projector_is_three_linear_layers_with_batch_norm_and_gelu(images, monke
     assert names == ["Linear", "BatchNorm1d", "GELU", "Linear", "BatchNorm1d", "GELU", "Linear"]
 
 
+def test_the_head_begins_as_dinos(images, monkeypatch):
+    """Truncated normal of 0.02 and biases of 0; the teacher begins as the student."""
+    _, model, _ = built(images, monkeypatch, method_kwargs__proj_hidden_dim=256)
+    for layer, copy in zip(model.projector[::3], model.momentum_projector[::3]):
+        assert torch.equal(layer.weight, copy.weight) and torch.equal(layer.bias, copy.bias)
+        assert not layer.bias.any() and layer.weight.abs().max() < 2
+        off = 5 * 0.02 / math.sqrt(2 * layer.weight.numel())  # standard errors of a deviation
+        assert abs(layer.weight.std().item() - 0.02) < off
+
+
 def test_prototypes_are_unit_rows_or_a_plain_layer():
     torch.manual_seed(0)
     prototypes = Prototypes(12, 5)

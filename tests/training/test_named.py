@@ -53,6 +53,16 @@ def test_as_many_images_a_step_on_more_devices_keep_their_place(named):
     assert "(" not in said and "devices was 1, is 2; optimizer.batch_size was 8, is 4." in said
 
 
+def test_rates_are_said_as_they_were_typed(named):
+    """args.json has them x batch / 256."""
+    there = {**BATCH_8, "optimizer__lr": 0.0012, "optimizer__classifier_lr": 0.3}
+    here = {**BATCH_8, "optimizer__lr": 0.002, "optimizer__classifier_lr": 0.1}
+    (said,) = named(WHOLE, there, here).remarks
+    assert "goes on as it was: optimizer.classifier_lr=0.3, optimizer.lr=0.0012; to change" in said
+    here = {"devices": 2, "optimizer__batch_size": 4}
+    assert "lr" not in named(WITHIN, BATCH_8, here).remarks[0]
+
+
 @pytest.mark.parametrize("name", [WITHIN, WHOLE])
 @pytest.mark.parametrize(
     "here, says",

@@ -53,7 +53,7 @@ def differing(images, *more):
     here = plain(build_model(settings, machine_of(settings)).cfg)
     here.update({key: there[key] for key in ("images", "images_fingerprint")})
     identity = identity_of(type(settings))
-    return difference(compared(there, identity), compared(here, identity), identity.defaults)
+    return difference(compared(there, identity), compared(here, identity), identity)
 
 
 def test_a_run_of_the_same_command_goes_on_from_an_old_one(images):

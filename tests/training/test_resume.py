@@ -116,8 +116,8 @@ def changed(node, dotted, value):
 def differing(there, here, identity=IDENTITY):
     """The key in which two runs differ, None where they are one; it is the same from both sides."""
     there, here = (compared(json.loads(json.dumps(each)), identity) for each in (there, here))
-    found = difference(there, here, identity.defaults)
-    back = difference(here, there, identity.defaults)
+    found = difference(there, here, identity)
+    back = difference(here, there, identity)
     assert (found is None) == (back is None) and (found is None or found[0] == back[0])
     return None if found is None else found[0]
 
