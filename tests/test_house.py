@@ -18,6 +18,7 @@ FLOORS = [
     {"data", "methods"},
     {"training"},
     {"evaluation"},
+    {"pages"},
     {"compare"},
     {"commands"},
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any, Dict, List
 
 from carp_plugin.compare import search
@@ -37,23 +38,32 @@ def compare(asked: Asked) -> Dict[str, Any]:
     say_remarks(remarks_on(plan.first.data))
 
     def finished(runs: List[Dict[str, Any]]) -> None:
-        write_results(plan, runs)
+        results = write_results(plan, runs)
+        if len(runs) < len(plan.jobs):  # the last page is written below
+            _page_so_far(results, plan.root)
 
     try:
         results = write_results(plan, run(plan, finished))
-        page = None if "search" in results else write_page(results, plan.root)
-        pictures = write_pictures(results, plan.root / "pictures") if page else []
+        page = write_page(results, plan.root)
+        searched = "search" in results
+        pictures = [] if searched else write_pictures(results, plan.root / "pictures")
     except OSError as error:
         raise UserError(
             f"{plan.root} cannot be written to ({error.strerror}); make room, then the same command goes on: "
             "finished runs stand."
         ) from error
-    if page is None:
-        say(search.table(results["search"]))
-    else:
-        say(table(results))
-        say(f"page    {page}")
-        for picture in pictures:
-            say(f"picture {picture}")
+    say(search.table(results["search"]) if searched else table(results))
+    say(f"page    {page}")
+    for picture in pictures:
+        say(f"picture {picture}")
     say(f"results {plan.root / 'results.json'}")
     return results
+
+
+def _page_so_far(results: Dict[str, Any], root: Path) -> None:
+    """The page of the runs that are finished; the others go on, whatever keeps it from being written."""
+    try:
+        write_page(results, root)
+    except Exception as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        say(f"warning: the page of the runs so far is not written: {said}", "yellow")

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Tuple
 
-import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
-from carp_plugin.compare import gallery, paper, pictures
+from carp_plugin.compare import gallery, paper, pictures, search
 from carp_plugin.compare.statistics import (
     called,
     doubts_of,
@@ -18,24 +13,24 @@ from carp_plugin.compare.statistics import (
     labels_of,
     lines_of,
     remarks_of,
+    title_of,
     usable,
 )
 from carp_plugin.errors import UserError
-from carp_plugin.evaluation.drawing import Picture, svg
+from carp_plugin.pages.html import (
+    Figure,
+    Section,
+    figure,
+    host_line,
+    known,
+    listed,
+    pairs,
+    rendered,
+    write_whole,
+    yaml_of,
+)
 
 _TEMPLATE = "page.html.j2"
-
-
-class Figure(NamedTuple):
-    """A picture on the page.
-
-    Attributes:
-        svg: the element.
-        caption: said under it, or empty.
-    """
-
-    svg: Markup
-    caption: str
 
 
 class Gallery(NamedTuple):
@@ -53,75 +48,72 @@ class Gallery(NamedTuple):
 
 
 def write_page(results: Mapping[str, Any], folder: Path) -> Path:
-    """Writes the page of a comparison.
+    """Writes the page of a comparison or of a search, of as many runs as are finished.
 
     Args:
-        results: what ``results.json`` holds, with its summary; whatever is missing in it is left out of the page or
-            said to be missing.
+        results: what ``results.json`` holds; whatever is missing in it is left out of the page or said to be missing.
         folder: the comparison's, that files in ``results`` are named from; made where it is missing.
 
     Returns:
         Path: ``folder/index.html``, whole or not written at all.
 
     Raises:
-        UserError: the results have no summary, or the folder cannot be written to.
+        UserError: the results are of nothing, or the folder cannot be written to.
     """
-    if "summary" not in results or "runs" not in results:
+    if "runs" not in results or not {"summary", "search"} & set(results):
         raise UserError(
-            "a page is made of results with runs and their summary; give what results.json of a comparison holds."
+            "a page is made of results with runs and their summary, or their search; give what results.json of a "
+            "comparison holds."
         )
-    folder = Path(folder)
-    text = html_of(results, folder)
-    path, unfinished = folder / "index.html", folder / f"index.html.{os.getpid()}.part"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}); choose another folder, or make room."
-        ) from error
-    return path
+    return write_whole(html_of(results, Path(folder)), Path(folder) / "index.html")
 
 
 def html_of(results: Mapping[str, Any], folder: Path) -> str:
     """The page as text; the same results and gallery files give the same text."""
-    environment = Environment(
-        loader=PackageLoader("carp_plugin.compare", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    header, lines = lines_of(results)
-    summary = results["summary"]
-    charts = [pictures.bars(results, [metric]) for metric in summary["metrics"]]
-    return environment.get_template(_TEMPLATE).render(
+    summary = results.get("summary")
+    return rendered(
+        _TEMPLATE,
+        "carp_plugin.compare",
         name=str(results.get("name") or "comparison"),
+        title=title_of(results),
         claim=_claim(results),
         facts=_facts(results),
-        header=header,
-        lines=[[cell.split("\n") for cell in line] for line in lines],
-        explanation=explanation(summary),
-        bars=[_figure(chart) for chart in charts if chart],
-        paper=paper.sentences(results),
-        beside=[_figure(drawn) for drawn in [paper.picture(results)] if drawn],
-        curves=_curves(results),
-        terms=_terms(results),
-        galleries=_galleries(results, Path(folder)),
+        **_summary(results, folder),
+        summarised=summary is not None,
+        sections=_sections(results),
         doubts=doubts_of(results["runs"]),
         remarks=remarks_of(results["runs"]),
         runs=[_provenance(run) for run in results["runs"]],
         command=results.get("command") or "",
-        config=_yaml(results.get("config")),
+        config=yaml_of(results.get("config")),
         commit=results.get("commit"),
-        packages=_pairs(results.get("versions")),
+        packages=pairs(results.get("versions")),
     )
 
 
-def _figure(picture: Picture, caption: str = "") -> Figure:
-    # svg() escapes every text of ours that it takes in; nothing else in it comes from the results.
-    return Figure(Markup(svg(picture)), caption)
+def _sections(results: Mapping[str, Any]) -> List[Section]:
+    """What modules of their own have to say, in the order of the page: one call each, None where it is nothing."""
+    found = [search.section(results), paper.section(results)]
+    return [section for section in found if section is not None]
+
+
+def _summary(results: Mapping[str, Any], folder: Path) -> Dict[str, Any]:
+    """What the page shows of results that have a summary; nothing of a search, whose runs are trials."""
+    if "summary" not in results:
+        empty: Dict[str, Any] = dict.fromkeys(("header", "lines", "bars", "curves", "terms"), ())
+        return {**empty, "galleries": (), "explanation": ""}
+    summary = results["summary"]
+    header, lines = lines_of(results)
+    charts = [pictures.bars(results, [metric]) for metric in summary["metrics"]]
+    return {
+        "header": header,
+        "lines": [[cell.split("\n") for cell in line] for line in lines],
+        "explanation": explanation(summary),
+        "bars": [figure(chart) for chart in charts if chart],
+        "curves": _curves(results),
+        "terms": _terms(results),
+        "galleries": _galleries(results, folder),
+    }
 
 
 def _claim(results: Mapping[str, Any]) -> str:
@@ -131,27 +123,35 @@ def _claim(results: Mapping[str, Any]) -> str:
     labels = labels_of(runs)
     seeds = len({run["seed"] for run in runs})
     rows = f"{len(labels)} {called(runs)}{'s' * (len(labels) != 1)} ({', '.join(labels)})"
-    return f"{rows}, {seeds} seed{'s' * (seeds != 1)}: {done} of {len(runs)} runs were trained to their end."
+    planned = results.get("planned") or len(runs)
+    left = planned - len(runs)
+    more = f" {left} more {'are' if left > 1 else 'is'} to come." if left else ""
+    of = f"{done} of {planned} runs were trained to their end."
+    return f"{rows}, {seeds} seed{'s' * (seeds != 1)}: {of}{more}"
 
 
 def _facts(results: Mapping[str, Any]) -> List[Tuple[str, str]]:
     """What was compared, with what, where and when: names and values, empty values left out."""
     data, protocol = results.get("data") or {}, results.get("protocol") or {}
     knn, linear = protocol.get("knn") or {}, protocol.get("linear") or {}
-    k = results["summary"]["bootstrap"]["headline_k"]
+    k = results["summary"]["bootstrap"]["headline_k"] if "summary" in results else None
     facts = [
+        ("name", results.get("name")),
         ("training images", _said(data, "train_images", "train_path")),
         ("validation images", _said(data, "val_images", "val_path")),
         ("classes", data.get("classes")),
         ("budget", _budget(results)),
-        ("k-NN", knn and f"k = {k}, temperature {knn.get('temperature', 'not recorded')}, cosine"),
-        ("linear layer", linear and _listed(_flat(linear))),
-        ("host", _host(results.get("host"))),
-        ("machine", _listed(results.get("machine"))),
+        (
+            "k-NN",
+            k and knn and f"k = {k}, temperature {knn.get('temperature', 'not recorded')}, cosine",
+        ),
+        ("linear layer", linear and listed(_flat(linear))),
+        ("host", host_line(results.get("host"))),
+        ("machine", listed(results.get("machine"))),
         ("commit", results.get("commit")),
         ("date", results.get("date")),
     ]
-    return [(name, str(value)) for name, value in facts if value not in (None, "", {})]
+    return known(facts)
 
 
 def _said(data: Mapping[str, Any], count: str, path: str) -> str:
@@ -193,28 +193,13 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Dict[str, Any]:
     return flat
 
 
-def _pairs(mapping: Optional[Mapping[str, Any]]) -> List[Tuple[str, str]]:
-    return [(str(key), str(value)) for key, value in (mapping or {}).items() if value is not None]
-
-
-def _listed(mapping: Optional[Mapping[str, Any]]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in _pairs(mapping))
-
-
-def _host(host: Optional[Mapping[str, Any]]) -> str:
-    """solo-learn and its release first, then what else is known of it."""
-    rest = {key: value for key, value in (host or {}).items() if key not in ("name", "version")}
-    named = " ".join(str(host[key]) for key in ("name", "version") if host and host.get(key))
-    return ", ".join(filter(None, [named, _listed(rest)]))
-
-
 def _curves(results: Mapping[str, Any]) -> List[Figure]:
     found = []
-    curves = pictures.knn_curves(results)
-    if curves:
+    knn = pictures.knn_curves(results)
+    if knn:
         found.append(
-            _figure(
-                curves,
+            figure(
+                knn,
                 "k-NN accuracy over epochs. A line is the mean over seeds, its band their range; solid is the "
                 "student, dashed the teacher, dash-dotted the random network. Higher is better; the axis does "
                 "not begin at 0.",
@@ -223,7 +208,7 @@ def _curves(results: Mapping[str, Any]) -> List[Figure]:
     early = pictures.first_early_training(results)
     if early:
         found.append(
-            _figure(
+            figure(
                 early,
                 "Student and teacher of the first CARP run, as in figure A.1 of the paper; the random network is "
                 "the level that training has to leave behind. The axis does not begin at 0.",
@@ -232,16 +217,17 @@ def _curves(results: Mapping[str, Any]) -> List[Figure]:
     return found
 
 
-def _terms(results: Mapping[str, Any]) -> List[Tuple[str, List[Figure]]]:
-    """Pictures of what each method logs; names are made unique, for ids in a page must be."""
+def _terms(results: Mapping[str, Any]) -> List[Tuple[str, List[Figure], str]]:
+    """Pictures of what each method logs, and what is not drawn; names are made unique, for ids in a page must be."""
     terms = []
     for i, label in enumerate(labels_of(results["runs"])):
         drawn = [
-            _figure(picture._replace(name=f"m{i}-{picture.name}"))
+            figure(picture._replace(name=f"m{i}-{picture.name}"))
             for picture in pictures.loss_terms(results, label)
         ]
-        if drawn:
-            terms.append((label, drawn))
+        undrawn = pictures.undrawn_terms(results, label)
+        if drawn or undrawn:
+            terms.append((label, drawn, undrawn))
     return terms
 
 
@@ -269,10 +255,6 @@ def _provenance(run: Mapping[str, Any]) -> Dict[str, str]:
     return {
         "title": f"{run['label']}, seed {run['seed']}",
         "status": str(run["status"]),
-        "measured": _yaml(measured),
-        "config": _yaml(run.get("config")),
+        "measured": yaml_of(measured),
+        "config": yaml_of(run.get("config")),
     }
-
-
-def _yaml(tree: Any) -> str:
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True) if tree else ""

@@ -9,6 +9,7 @@ from matplotlib.ticker import MaxNLocator
 from carp_plugin.compare.bootstrap import half_width
 from carp_plugin.compare.statistics import metric_name
 from carp_plugin.evaluation.drawing import INK, PALETTE, Picture, canvas, drawing, short
+from carp_plugin.pages.html import Section, figure
 from carp_plugin.settings.variants import Paper, Variant
 
 #: Rows of which an order can be told.
@@ -43,6 +44,19 @@ def _spearman(theirs: Sequence[float], ours: Sequence[float]) -> Optional[float]
     if min(len(set(theirs)), len(set(ours))) < 2 or len(theirs) < _FEWEST:
         return None
     return float(spearmanr(theirs, ours).statistic)
+
+
+def section(results: Mapping[str, Any]) -> Optional[Section]:
+    """The claim and the picture, for the page; None where no paper is quoted."""
+    if not results.get("paper"):
+        return None
+    drawn = picture(results)
+    caption = (
+        "A point is a row, above as the paper has it, below as measured here with the 95 % interval of the mean over "
+        "seeds. The axes do not begin at 0 and are not the same."
+    )
+    figures = [figure(drawn, caption)] if drawn else []
+    return Section("paper", "The paper", " ".join(sentences(results)), (), (), figures)
 
 
 def sentences(results: Mapping[str, Any]) -> List[str]:
@@ -84,7 +98,7 @@ def picture(results: Mapping[str, Any]) -> Optional[Picture]:
         return None
     source, k = results["paper"]["source"], summary["bootstrap"]["headline_k"]
     with drawing():
-        figure, (above, below) = canvas(2.1, rows=2)
+        whole, (above, below) = canvas(2.1, rows=2)
         theirs = [values[x] for x in labels]
         above.plot(range(len(labels)), theirs, color=INK, marker="D", linestyle="")
         above.set_title(short(source), fontsize=10)
@@ -106,6 +120,6 @@ def picture(results: Mapping[str, Any]) -> Optional[Picture]:
         for axes in (above, below):
             axes.set(xlim=(-0.4, len(labels) - 0.6), ylabel="%")
             axes.yaxis.set_major_locator(MaxNLocator(5))
-        figure.legend(handles=below.get_legend_handles_labels()[0], loc="outside lower center")
+        whole.legend(handles=below.get_legend_handles_labels()[0], loc="outside lower center")
     said = ", ".join(f"{label} {values[label]:g}" for label in labels)
-    return Picture("paper", f"{source} beside what was measured here; there {said}.", figure)
+    return Picture("paper", f"{source} beside what was measured here; there {said}.", whole)

@@ -14,7 +14,7 @@ from carp_plugin.compare.paper import beside
 from carp_plugin.compare.plan import Plan
 from carp_plugin.compare.search import chosen
 from carp_plugin.compare.statistics import markdown, summarise
-from carp_plugin.data.folders import count_classes, count_images
+from carp_plugin.data.folders import count_classes, count_images, data_name
 from carp_plugin.training.callbacks.history import write_json
 
 SCHEMA = 1
@@ -41,7 +41,9 @@ def write_results(plan: Plan, runs: List[Dict[str, Any]]) -> Dict[str, Any]:
         "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
         **{key: first.get(key) for key in ("commit", "host", "versions", "machine")},
+        "planned": len(plan.jobs),
         "data": {
+            "name": data_name(data.dataset, data.train_path),
             "train_path": data.train_path,
             "val_path": data.val_path,
             "train_images": count_images(data.train_path),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from rich.table import Table
 
+from carp_plugin.pages.html import Section
+
+HEADER = ("method", "settings", "k-NN", "")
 CRITERION = "k-NN top-1 of the student's backbone on the held-out images, mean over seeds"
 
 
@@ -49,15 +52,43 @@ def _accuracy(run: Dict[str, Any], k: int) -> Any:
 def table(search: Dict[str, Any]) -> Table:
     """All trials, the chosen ones marked."""
     shown = Table(title=f"search: {search['criterion']}, %")
-    shown.add_column("method")
-    shown.add_column("settings")
-    shown.add_column("k-NN", justify="right")
-    shown.add_column("")
-    for method, found in search["methods"].items():
-        for row in found["trials"]:
-            settings = ", ".join(f"{key}={value}" for key, value in row["settings"].items())
-            mean = "failed" if row["mean"] is None else f"{row['mean']:.2f}"
-            mark = "chosen" if row["settings"] == found["best"] and row["mean"] is not None else ""
-            shown.add_row(method, settings, mean, mark)
+    for column, justify in zip(HEADER, ("left", "left", "right", "left")):
+        shown.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for rows in _rows(search):
+        for method, settings, knn, mark in rows:
+            shown.add_row(method, ", ".join(settings), knn, mark)
         shown.add_section()
     return shown
+
+
+def section(results: Mapping[str, Any]) -> Optional[Section]:
+    """All trials, for the page; None where nothing was searched."""
+    search = results.get("search")
+    if search is None:
+        return None
+    lines = [
+        [[method], settings or ["those of the recipe"], [knn], [mark]]
+        for rows in _rows(search)
+        for method, settings, knn, mark in rows
+    ]
+    note = f"In %: {search['criterion']}. The chosen settings are those of the highest mean."
+    return Section("search", "Search", note, HEADER, lines)
+
+
+def _rows(search: Mapping[str, Any]) -> List[List[Tuple[str, List[str], str, str]]]:
+    """Method by method the cells of every trial; the settings are a list."""
+    found = []
+    for method, of_method in search["methods"].items():
+        rows = []
+        for row in of_method["trials"]:
+            settings = [f"{key}={value}" for key, value in row["settings"].items()]
+            chosen = row["settings"] == of_method["best"] and row["mean"] is not None
+            rows.append((method, settings, _mean(row), "chosen" if chosen else ""))
+        found.append(rows)
+    return found
+
+
+def _mean(row: Mapping[str, Any]) -> str:
+    if row["mean"] is not None:
+        return f"{row['mean']:.2f}"
+    return "failed" if row["knn"] else "to come"

@@ -344,6 +344,13 @@ def explanation(summary: Mapping[str, Any]) -> str:
     return text
 
 
+def title_of(results: Mapping[str, Any]) -> str:
+    """What was done on which data: a recipe keeps its name on any."""
+    what = "Search" if "search" in results else "Comparison"
+    data = (results.get("data") or {}).get("name")
+    return f"{what} on {data}" if data else what
+
+
 def table(results: Mapping[str, Any]) -> Table:
     """The results for the terminal: the table, what it says, and a row for each run that failed or collapsed.
 
@@ -351,7 +358,7 @@ def table(results: Mapping[str, Any]) -> Table:
         results: what ``results.json`` holds, with its summary.
     """
     header, lines = lines_of(results)
-    drawn = Table(title=Text(str(results["name"])))
+    drawn = Table(title=Text(f"{title_of(results)}: {results['name']}"))
     for i, name in enumerate(header):
         drawn.add_column(Text(name), justify="right" if i else "left", overflow="fold")
     for line in lines:

@@ -18,6 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils import signal_handling
 from torch.utils.data.distributed import DistributedSampler
 
+from carp_plugin.errors import UserError
+
 
 class EpochOrder(DistributedSampler):
     """Every image once, in an order of the epoch's own; yields (epoch, index).
@@ -122,17 +124,18 @@ def training_order(train: Any, batch_size: int) -> Union[EpochOrder, Forwarded]:
 
 
 class TracksEpoch(Callback):
-    """Tells the order where training is, and a resumed run's where the checkpoint was written.
+    """Tells the order where training is, and a resumed run's where the checkpoint was written; counts an epoch's batches.
 
-    Stands before whatever writes checkpoints at the end of an epoch.
+    Stands before whatever writes checkpoints at the end of an epoch: of one that was cut short none is written.
 
     Args:
         order: of the training images.
         batch_size: images a batch and rank.
+        batches: of a whole epoch and rank.
     """
 
-    def __init__(self, order: Union[EpochOrder, Forwarded], batch_size: int) -> None:
-        self.order, self.batch_size = order, batch_size
+    def __init__(self, order: Union[EpochOrder, Forwarded], batch_size: int, batches: int) -> None:
+        self.order, self.batch_size, self.batches = order, batch_size, batches
         self._next = {"epoch": 0, "batch": 0}
 
     def state_dict(self) -> Dict[str, int]:
@@ -159,6 +162,20 @@ class TracksEpoch(Callback):
         self._next = {"epoch": trainer.current_epoch, "batch": batch_idx + 1}
 
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+        """Counts, whatever the loader says of its length: DALI once skipped every second epoch (solo-learn issue 265).
+
+        Raises:
+            UserError: the epoch had another number of batches than it is to have.
+        """
+        here = self._next["epoch"] == trainer.current_epoch
+        batches = self._next["batch"] if here else 0
+        over = 0 < trainer.max_steps <= trainer.global_step  # within the epoch, as it was asked for
+        if batches != self.batches and not over:
+            raise UserError(
+                f"epoch {trainer.current_epoch} had {batches} training batches, expected {self.batches}: the loader did not "
+                "serve them all, as DALI once left out every second epoch; the checkpoints before it stand, and "
+                "data.format=image_folder takes the images in an order of the run's own."
+            )
         self._next = {"epoch": trainer.current_epoch + 1, "batch": 0}
 
 

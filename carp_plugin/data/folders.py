@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional
 
 from carp_plugin.data.datasets import validation_listing
+from carp_plugin.data.holdout import origin_of
 from carp_plugin.data.listing import is_hidden, list_images, readable_endings, shown
 from carp_plugin.data.photos import DEFAULT_ROOT, MANIFEST, prepare_photos
 from carp_plugin.errors import UserError
 from carp_plugin.settings.parts import CLASSES, DOWNLOADED
+
+#: Names of folders that say which part of a data set lies in them, and not which data set.
+_PARTS = ("train", "training", "images", "data")
 
 
 def prepare_data_folder(prepare: Optional[str], train_path: str) -> None:
@@ -108,6 +112,20 @@ def count_classes(dataset: str, train_path: Optional[str], no_labels: bool = Fal
     if no_labels or not root.is_dir():
         return 1
     return max(1, len(list_images(root, labelled=True).classes))
+
+
+def data_name(dataset: str, train_path: Optional[str]) -> str:
+    """What people call a data set: the host's name for it, or the folder that the training images lie in.
+
+    Args:
+        dataset: of the host, or "custom".
+        train_path: of the training images; those of a split are called after what was split.
+    """
+    if dataset != "custom" or not train_path:
+        return dataset
+    path = origin_of(Path(train_path)).resolve()
+    named = [part for part in reversed(path.parts) if part.lower() not in _PARTS]
+    return Path(named[0]).stem if named and named[0] != path.anchor else dataset
 
 
 def _instead(folder: Path) -> str:

@@ -65,6 +65,14 @@ def hold_out(train_path: Path, root: Path, fraction: float, seed: int) -> Tuple[
     return folders
 
 
+def origin_of(train_path: Path) -> Path:
+    """The folder that a split's training images are from; the folder itself where it is no split's."""
+    try:
+        return Path(json.loads((train_path.parent / _MANIFEST).read_text())["from"])
+    except (OSError, ValueError, KeyError):
+        return train_path
+
+
 def _split(train_path: Path, fraction: float, seed: int) -> Dict[str, Dict[str, List[str]]]:
     """train and val -> class -> names of files, below the class folder."""
     split: Dict[str, Dict[str, List[str]]] = {"train": {}, "val": {}}

@@ -20,6 +20,7 @@ class Plan:
         machine: what it trains on.
         images: training images.
         classes: of the data set.
+        batches_per_epoch: batches of an epoch and process.
         steps_per_epoch: optimizer steps of an epoch.
         total_steps: optimizer steps of the run.
         global_batch: images of an optimizer step, over devices, nodes and accumulated batches.
@@ -33,6 +34,7 @@ class Plan:
     machine: Machine
     images: int
     classes: int
+    batches_per_epoch: int
     steps_per_epoch: int
     total_steps: int
     global_batch: int
@@ -78,6 +80,7 @@ def plan_of(settings: Run, machine: Machine, images: int, classes: int) -> Plan:
         machine=machine,
         images=images,
         classes=classes,
+        batches_per_epoch=batches,
         steps_per_epoch=steps,
         total_steps=total if settings.max_steps == -1 else min(total, settings.max_steps),
         global_batch=batch * accumulated,

@@ -95,7 +95,8 @@ class TrainingRun:
                 self.args,
             )
         batch_size = optimizer.batch_size
-        self.place = TracksEpoch(training_order(train, batch_size), batch_size)
+        order = training_order(train, batch_size)
+        self.place = TracksEpoch(order, batch_size, plan.batches_per_epoch)
         self.history = History(self.checkpointer, measure)
         self.signals = StopsInPeace(
             self.checkpointer, settings.accumulate_grad_batches, duration(settings.max_time)

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from carp_plugin.compare.page import write_page
+from carp_plugin.compare.search import chosen
 from carp_plugin.compare.statistics import summarise
 from carp_plugin.errors import UserError
 from tests.compare.made import made_results
@@ -213,3 +214,43 @@ def test_wrong_results_and_folders_are_one_sentence(tmp_path):
         write_page(
             made_results(("carp",), seeds=(0,), epochs=2, linear=False)[0], tmp_path / "file"
         )
+
+
+def test_the_title_names_the_data_and_the_recipe_is_a_fact(tmp_path):
+    results, _ = made_results(("carp", "byol"), seeds=(0,), epochs=2, linear=False)
+    results["data"]["name"] = "flowers"
+    text = (write_page(results, tmp_path)).read_text()
+    assert "<h1>Comparison on flowers</h1>" in text and "<dt>name</dt><dd>photos</dd>" in text
+    assert "<title>Comparison on flowers: photos</title>" in text
+
+
+def test_a_page_of_some_runs_says_how_many_are_to_come(tmp_path):
+    results, _ = made_results(("carp", "byol"), seeds=(0,), epochs=2, linear=False)
+    results["planned"] = 5
+    assert "2 of 5 runs were trained to their end. 3 more are to come." in (
+        written(results, tmp_path).text
+    )
+
+
+def test_one_value_is_said_and_not_drawn(tmp_path):
+    results, _ = made_results(("carp",), seeds=(0,), epochs=1, linear=False)
+    assert "Not drawn, for there is one value only: consistency, nats: 4." in (
+        written(results, tmp_path).text
+    )
+
+
+def test_page_of_a_search_with_trials_to_come_failed_and_chosen(tmp_path):
+    results, _ = made_results(("carp",), seeds=(0,), epochs=2, linear=False)
+    trials = {"carp": [{"lr": 1, "tau": HOSTILE}, {"lr": 2}, {"lr": 3}, {}]}
+    (run,) = results["runs"]
+    results["runs"] = [{**run, "label": f"carp-{i}"} for i in range(2)]
+    results["runs"][1].update(status="failed", why="no memory", accuracy=None, curves=[])
+    results["search"] = chosen(results["runs"], trials, 20)
+    results["data"]["name"] = "flowers"
+    del results["summary"]
+    page = written(results, tmp_path)
+    assert headings(page) == ["compared", "search", "troubled", "provenance", "reproduce"]
+    assert "Search on flowers" in page.text and "mean over seeds, k = 20" in page.text
+    top1 = run["accuracy"]["student"]["knn"]["backbone"]["20"][0]
+    for row in (f"{top1:.2f} chosen", "lr=2 failed", "lr=3 to come", "those of the recipe to come"):
+        assert row in page.text, row

@@ -8,14 +8,15 @@ from PIL import Image
 
 from carp_plugin.compare.pictures import (
     bars,
-    early_training,
     first_early_training,
     knn_curves,
     loss_terms,
+    undrawn_terms,
     write_pictures,
 )
 from carp_plugin.compare.statistics import summarise
 from carp_plugin.evaluation.drawing import PALETTE, short, svg, write_png
+from carp_plugin.pages.curves import early_training
 from tests.compare.made import made_results
 
 METRICS = ("knn/student", "knn/teacher", "linear/student", "linear/teacher")
@@ -202,9 +203,9 @@ def test_terms_of_carp_come_in_the_order_of_its_objective_and_others_by_name():
                 train_class_loss=2.0,
                 train_seconds=9.0,
                 val_loss=1.0,
-                train_prototypes_used=0.5,
+                train_prototypes_used=0.5 + entry["epoch"] / 10,
             )
-            entry["train_something_new"] = 0.25
+            entry["train_something_new"] = 0.25 * entry["epoch"]
     names = [picture.name for picture in loss_terms(results, "carp")]
     terms = ["consistency", "entropy_gap", "information", "prototypes_used", "something_new"]
     assert names == [f"terms-{term}" for term in terms]
@@ -235,3 +236,17 @@ def test_chance_is_drawn_where_accuracies_are_near_it():
             entry.update({key: 7.5 for key in entry if key.startswith("knn_")})
     picture = knn_curves(results)
     assert "chance" in legend(picture) and picture.figure.axes[0].get_ylim()[0] == 0
+
+
+def test_what_has_one_value_is_not_drawn_and_said():
+    results, _ = made_results(("carp",), epochs=3, linear=False)
+    for run in results["runs"]:
+        for entry in run["curves"][1:]:
+            entry.update(train_collapse=0.0, train_feature_rows=512.0)
+    names = [picture.name for picture in loss_terms(results, "carp")]
+    assert names == ["terms-consistency", "terms-entropy_gap", "terms-information"]
+    said = undrawn_terms(results, "carp")
+    assert said == "Not drawn, for there is one value only: collapse: 0; feature rows: 512."
+    results["runs"][1]["curves"][2]["train_collapse"] = 1.0
+    assert "terms-collapse" in [picture.name for picture in loss_terms(results, "carp")]
+    assert "collapse" not in undrawn_terms(results, "carp")

@@ -5,9 +5,17 @@ import random
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import Dataset
 
-from carp_plugin.data.epochs import EpochAugmented, EpochOrder, Forwarded, epoch_loader
+from carp_plugin.data.epochs import (
+    EpochAugmented,
+    EpochOrder,
+    Forwarded,
+    TracksEpoch,
+    epoch_loader,
+)
+from carp_plugin.errors import UserError
 
 IMAGES = 11
 
@@ -102,3 +110,65 @@ def test_a_loader_with_an_order_of_its_own_leaves_out_the_batches_that_were_trai
     assert list(loader) == [3]
     loader.epoch = 6
     assert list(loader) == [0, 1, 2, 3]
+
+
+class Tiny(LightningModule):
+    """Something that Lightning trains."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+    def training_step(self, batch, batch_idx):
+        return self.weight * batch[1].sum()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Skipping:
+    """Serves its batches in every epoch but the second, as DALI once did; its length says nothing of it."""
+
+    def __init__(self, short=0):
+        self.passes, self.short = 0, short
+
+    def __len__(self):
+        return 3
+
+    def __iter__(self):
+        self.passes += 1
+        served = self.short if self.passes == 2 else 3
+        return iter([(torch.zeros(4), torch.ones(4))] * served)
+
+
+def trained(loader, batches, **limits):
+    """Trains on a loader for three epochs; returns the trainer."""
+    order = Forwarded(lambda: loader, batch_size=4)
+    trainer = Trainer(
+        max_epochs=3,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[TracksEpoch(order, 4, batches)],
+        **limits,
+    )
+    trainer.fit(Tiny(), order)
+    return trainer
+
+
+@pytest.mark.parametrize("short", [0, 2])
+def test_an_epoch_of_too_few_batches_is_an_error(short):
+    with pytest.raises(UserError, match=f"epoch 1 had {short} training batches, expected 3"):
+        trained(Skipping(short), batches=3)
+
+
+def test_an_epoch_of_too_many_batches_is_an_error():
+    with pytest.raises(UserError, match="epoch 0 had 3 training batches, expected 2"):
+        trained(Skipping(3), batches=2)
+
+
+def test_a_run_that_ends_within_an_epoch_as_it_was_told_is_none():
+    assert trained(Skipping(3), batches=3, max_steps=4).global_step == 4
+    assert trained(Skipping(3), batches=3).global_step == 9

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from carp_plugin.data.holdout import hold_out
+from carp_plugin.data.folders import data_name
+from carp_plugin.data.holdout import hold_out, origin_of
 from carp_plugin.errors import UserError
 from tests.helpers import image_folder
 
@@ -81,3 +82,14 @@ def test_manifest_says_where_it_is_from(images, tmp_path):
     hold_out(images, tmp_path / "split", fraction=0.5, seed=3)
     manifest = json.loads((tmp_path / "split" / "holdout.json").read_text())
     assert manifest["from"] == str(images.resolve()) and manifest["seed"] == 3
+
+
+def test_a_data_set_is_called_after_its_folder_and_a_split_after_what_was_split(tmp_path):
+    images = image_folder(tmp_path / "flowers", per_class=4)
+    train, _ = hold_out(images / "train", tmp_path / "holdout", 0.5, 0)
+    assert origin_of(train) == images / "train" and origin_of(images) == images
+    assert (
+        data_name("custom", str(train)) == data_name("custom", str(images / "train")) == "flowers"
+    )
+    assert data_name("custom", "/") == data_name("custom", None) == "custom"
+    assert data_name("cifar10", "datasets/train") == "cifar10"

@@ -27,6 +27,7 @@ def test_plan_counts_steps_batches_and_effective_rates(images):
     plan = planned(settings, machine=machine_of(settings))
     # 50 // 8 = 6 batches, two a step
     assert (plan.steps_per_epoch, plan.total_steps, plan.global_batch) == (3, 6, 16)
+    assert plan.batches_per_epoch == 6
     assert plan.lr == pytest.approx(0.3 * 8 / 256 * 2) and plan.min_lr == pytest.approx(0.002)
     assert (plan.images, plan.classes) == (50, 6)
 
