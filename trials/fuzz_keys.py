@@ -109,7 +109,15 @@ OTHERS: Dict[str, Dict[str, Sequence[str]]] = {
             "voc07.root",
             "logistic.file",
         ],
-        "word": ["clustering.images", "copies.distractors", "voc07.difficult"],
+        "word": [
+            "reference",
+            "paper.source",
+            "paper.measures",
+            "paper.claim",
+            "clustering.images",
+            "copies.distractors",
+            "voc07.difficult",
+        ],
         "list": """methods seeds protocols knn.k knn.features logistic.C clustering.k retrieval.ranks
             copies.transformations voc07.C voc07.shots logistic.fractions""".split(),
         "whole": """jobs threads gallery.rows gallery.columns holdout.seed
@@ -117,8 +125,8 @@ OTHERS: Dict[str, Dict[str, Sequence[str]]] = {
             copies.images voc07.draws""".split(),
         "switch": ["keep_checkpoints"],
         "number": ["knn.temperature", "holdout.fraction"],
-        "node": """settings knn logistic clustering retrieval landmarks copies voc07 linear finetune gallery holdout
-            trials""".split(),
+        "node": """settings variants paper knn logistic clustering retrieval landmarks copies voc07 linear finetune
+            gallery holdout trials""".split(),
     },
     "main_knn.py": {
         "flags of whole": "k batch_size num_workers train_images val_images subset_seed".split(),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Tuple
 
-from carp_plugin.compare import gallery, pictures, search
+from carp_plugin.compare import gallery, paper, pictures, search
 from carp_plugin.compare.statistics import (
+    called,
     doubts_of,
     explanation,
     labels_of,
@@ -92,7 +93,7 @@ def html_of(results: Mapping[str, Any], folder: Path) -> str:
 
 def _sections(results: Mapping[str, Any]) -> List[Section]:
     """What modules of their own have to say, in the order of the page: one call each, None where it is nothing."""
-    found = [search.section(results)]
+    found = [search.section(results), paper.section(results)]
     return [section for section in found if section is not None]
 
 
@@ -121,12 +122,12 @@ def _claim(results: Mapping[str, Any]) -> str:
     done = sum(usable(run) for run in runs)
     labels = labels_of(runs)
     seeds = len({run["seed"] for run in runs})
-    methods = f"{len(labels)} method{'s' * (len(labels) != 1)} ({', '.join(labels)})"
+    rows = f"{len(labels)} {called(runs)}{'s' * (len(labels) != 1)} ({', '.join(labels)})"
     planned = results.get("planned") or len(runs)
     left = planned - len(runs)
     more = f" {left} more {'are' if left > 1 else 'is'} to come." if left else ""
     of = f"{done} of {planned} runs were trained to their end."
-    return f"{methods}, {seeds} seed{'s' * (seeds != 1)}: {of}{more}"
+    return f"{rows}, {seeds} seed{'s' * (seeds != 1)}: {of}{more}"
 
 
 def _facts(results: Mapping[str, Any]) -> List[Tuple[str, str]]:

@@ -11,6 +11,7 @@ from typing import Any, List, Mapping, Optional, Sequence
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from carp_plugin.compare import paper
 from carp_plugin.compare.bootstrap import half_width
 from carp_plugin.compare.statistics import labels_of, metric_name, random_level, usable
 from carp_plugin.evaluation.drawing import (
@@ -195,7 +196,7 @@ def _has(found: Sequence[curves.Curve], prefix: str) -> bool:
 
 
 def write_pictures(results: Mapping[str, Any], folder: Path) -> List[Path]:
-    """Writes the pictures of a README: all bars, the k-NN curves, and figure A.1 of the first CARP run.
+    """Writes the pictures of a README: all bars, the k-NN curves, figure A.1 of the first CARP run, a paper's numbers.
 
     Args:
         results: with its summary.
@@ -203,7 +204,7 @@ def write_pictures(results: Mapping[str, Any], folder: Path) -> List[Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     drawn = [bars(results, results["summary"]["metrics"], "bars"), knn_curves(results)]
-    drawn.append(first_early_training(results))
+    drawn += [first_early_training(results), paper.picture(results)]
     return [write_png(picture, folder) for picture in drawn if picture is not None]
 
 

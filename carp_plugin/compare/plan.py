@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from carp_plugin.data.datasets import counts
 from carp_plugin.data.folders import check_data
@@ -16,6 +16,7 @@ from carp_plugin.settings.finetune import Finetune
 from carp_plugin.settings.linear import Linear
 from carp_plugin.settings.pretraining import Pretraining, read_pretraining
 from carp_plugin.settings.reading import read
+from carp_plugin.settings.variants import Variant, nested
 from carp_plugin.terminal import say
 from carp_plugin.training.pretraining import check_run
 
@@ -25,7 +26,7 @@ class Job:
     """One run.
 
     Attributes:
-        label: how the run is called in tables: the method, and the number of its trial in a search.
+        label: how the run is called in tables: that of its row, and the number of its trial in a search.
         method: a key of the host's METHODS.
         seed: of the run.
         settings: everything that decides what the run's numbers are, as json takes it: ``pretrain``, ``knn``,
@@ -51,6 +52,7 @@ class Plan:
 
     Attributes:
         settings: its own keys.
+        rows: what is compared.
         first: the pretraining of its first run, whose data and evaluation are those of all.
         values: everything that was written, as json takes it.
         root: folder of its results.
@@ -58,6 +60,7 @@ class Plan:
     """
 
     settings: Comparison
+    rows: List[Variant]
     first: Pretraining
     values: Dict[str, Any] = field(repr=False)
     root: Path
@@ -74,36 +77,54 @@ def plan(asked: Asked) -> Plan:
         UserError: the first mistake found, in the comparison or in the pretraining of any of its methods.
     """
     settings, shared = asked.comparison, copy.deepcopy(dict(asked.shared))
-    _check_methods(settings)
+    rows = asked.rows()
+    _check_methods(settings, rows)
     root = Path(settings.dir or f"results/{settings.name}")
-    check_run(_read(settings, shared, settings.methods[0], {}))  # the data stand and are sound
+    check_run(_read(settings, shared, rows[0], {}))  # the data stand and are sound
     if settings.holdout:
         shared["data"]["holdout"] = settings.holdout.model_dump(mode="json")
-        check_data(_read(settings, shared, settings.methods[0], {}).data)
-    first = _read(settings, shared, settings.methods[0], {})
+        check_data(_read(settings, shared, rows[0], {}).data)
+    first = _read(settings, shared, rows[0], {})
     settings = _with_fitting_k(settings, first)
     _check_trained(settings)
-    for method in settings.methods:
-        for trial in _trials(settings, method):
-            check_run(_read(settings, shared, method, trial or {}))
+    for row in rows:
+        for trial in _trials(settings, row):
+            run = _read(settings, shared, row, trial or {})
+            _check_measured_alike(row, run, first)
+            check_run(run)
     jobs = [
-        _job(settings, shared, method, number, trial, seed)
+        _job(settings, shared, rows, row, number, trial, seed)
         for seed in settings.seeds
-        for method in settings.methods
-        for number, trial in enumerate(_trials(settings, method))
+        for row in rows
+        for number, trial in enumerate(_trials(settings, row))
     ]
     values = {**shared, **settings.model_dump(mode="json"), "dir": str(root)}
-    return Plan(settings, first, values, root, jobs)
+    return Plan(settings, rows, first, values, root, jobs)
 
 
-def _check_methods(settings: Comparison) -> None:
+def _check_methods(settings: Comparison, rows: Sequence[Variant]) -> None:
     known = methods()
-    for method in settings.methods:
-        if method not in known:
-            raise UserError(f"methods: {method} is unknown{did_you_mean(method, known)}")
+    for row in rows:
+        if row.method not in known:
+            key = "methods" if row.label == row.method else f"variants.{row.label}.method"
+            raise UserError(f"{key}: {row.method} is unknown{did_you_mean(row.method, known)}")
     for method in (*settings.settings, *(settings.trials or {})):
         if method not in known:
             raise UserError(f"settings.{method}: unknown method{did_you_mean(method, known)}")
+
+
+def _check_measured_alike(row: Variant, read: Pretraining, first: Pretraining) -> None:
+    """Numbers that stand in one column are of the same images and neighbours."""
+    for key, theirs, ours in (
+        ("data.dataset", read.data.dataset, first.data.dataset),
+        ("data.val_path", read.data.val_path, first.data.val_path),
+        ("evaluation.k", read.evaluation.k, first.evaluation.k),
+    ):
+        if theirs != ours:
+            raise UserError(
+                f"{row.label} would be measured otherwise than the first row ({key} is {theirs}, there {ours}); "
+                "set it for all rows alike."
+            )
 
 
 def _with_fitting_k(settings: Comparison, first: Pretraining) -> Comparison:
@@ -140,43 +161,35 @@ def _check_trained(settings: Comparison) -> None:
             read(model, merged(given, {**own, "data": data}), within=f"{name}.")
 
 
-def _trials(settings: Comparison, method: str) -> List[Optional[Dict[str, Any]]]:
+def _trials(settings: Comparison, row: Variant) -> List[Optional[Dict[str, Any]]]:
     if not settings.trials:
         return [None]
-    return [dict(trial) for trial in settings.trials[method]]
+    return [dict(trial) for trial in settings.trials[row.label]]
 
 
 def _read(
-    settings: Comparison, shared: Mapping[str, Any], method: str, changes: Mapping[str, Any]
+    settings: Comparison, shared: Mapping[str, Any], row: Variant, changes: Mapping[str, Any]
 ) -> Pretraining:
-    return read_pretraining(_values(settings, shared, method, changes, settings.seeds[0]))
+    return read_pretraining(_values(settings, shared, row, changes, settings.seeds[0]))
 
 
 def _values(
     settings: Comparison,
     shared: Mapping[str, Any],
-    method: str,
+    row: Variant,
     changes: Mapping[str, Any],
     seed: int,
 ) -> Dict[str, Any]:
-    """The keys of one run's pretraining: what all share, then the method's own, then the trial's."""
+    """The keys of one run's pretraining: what all share, then its method's, then its row's, then the trial's."""
     # Where a run's checkpoint goes and what it resumes from is the worker's business.
     ours = {
-        "method": method,
+        "method": row.method,
         "seed": seed,
         "checkpoint": {"enabled": False},
         "auto_resume": {"enabled": False},
     }
-    values = merged({"name": method}, shared, settings.settings.get(method) or {}, ours)
-    for dotted, value in changes.items():
-        *parents, leaf = dotted.split(".")
-        node = values
-        for parent in parents:
-            node = node.setdefault(parent, {})
-            if not isinstance(node, dict):
-                raise UserError(f"trials.{method}: {dotted} is not a key of the configuration.")
-        node[leaf] = value
-    return values
+    of_method = settings.settings.get(row.method) or {}
+    return merged({"name": row.label}, shared, of_method, row.own, nested(changes), ours)
 
 
 def merged(*parts: Mapping[str, Any]) -> Dict[str, Any]:
@@ -195,25 +208,26 @@ def merged(*parts: Mapping[str, Any]) -> Dict[str, Any]:
 def _job(
     settings: Comparison,
     shared: Mapping[str, Any],
-    method: str,
+    rows: Sequence[Variant],
+    row: Variant,
     number: int,
     trial: Optional[Dict[str, Any]],
     seed: int,
 ) -> Job:
-    label = method if trial is None else f"{method}-{number}"
-    pretrain = {**_values(settings, shared, method, trial or {}, seed), "name": label}
+    label = row.label if trial is None else f"{row.label}-{number}"
+    pretrain = {**_values(settings, shared, row, trial or {}, seed), "name": label}
     own = settings.model_dump(mode="json")
+    gallery = next((one for one in rows if one.method == "carp"), None)
     decides = {
         "pretrain": pretrain,
         "knn": own["knn"],
         "linear": own["linear"],
-        "gallery": own["gallery"] if method == "carp" else None,
+        "gallery": own["gallery"] if row is gallery else None,
         "threads": settings.threads,
     }
     if settings.finetune is not None:
-        # From labels alone it is the same for every method: the first one's run has it.
-        first = method == settings.methods[0]
-        decides["finetune"] = {"keys": own["finetune"], "labels_alone": first}
+        # From labels alone it is the same for every row: the first one's run has it.
+        decides["finetune"] = {"keys": own["finetune"], "labels_alone": row is rows[0]}
     if settings.protocols:
         decides["protocols"] = {name: own[name] for name in settings.protocols if name != "knn"}
-    return Job(label, method, seed, decides, trial)
+    return Job(label, row.method, seed, decides, trial)

@@ -11,6 +11,7 @@ from typing import Any, Dict, List, Mapping
 import numpy as np
 
 from carp_plugin.compare.floors import floors_of
+from carp_plugin.compare.paper import beside
 from carp_plugin.compare.plan import Plan
 from carp_plugin.compare.search import chosen
 from carp_plugin.compare.statistics import markdown, summarise
@@ -67,9 +68,14 @@ def write_results(plan: Plan, runs: List[Dict[str, Any]]) -> Dict[str, Any]:
         }
         results["search"] = chosen(runs, trials, headline)
     else:
-        results["summary"] = summarise(
-            runs, lambda run: correct_of(plan.root, run), headline_k=headline
+        reference = settings.reference or next(
+            (row.label for row in plan.rows if row.label == "carp"), plan.rows[0].label
         )
+        results["summary"] = summarise(
+            runs, lambda run: correct_of(plan.root, run), reference, headline_k=headline
+        )
+        if settings.paper:
+            results["paper"] = beside(settings.paper, plan.rows, results["summary"])
         (plan.root / "table.md").write_text(markdown(results))
     write_json(plan.root / "results.json", results)
     return results

@@ -72,6 +72,12 @@ def labels_of(runs: Sequence[Run]) -> List[str]:
     return list(dict.fromkeys(run["label"] for run in runs))
 
 
+def called(runs: Sequence[Run]) -> str:
+    """What a row is: a method, or a variant where labels say more than the method."""
+    plain = all(run["label"] == run["method"] for run in runs)
+    return "method" if plain else "variant"
+
+
 def summarise(
     runs: Sequence[Run],
     correct: Correct,
@@ -225,13 +231,15 @@ def lines_of(results: Mapping[str, Any]) -> Tuple[List[str], List[List[str]]]:
 
     Returns:
         Tuple[List[str], List[List[str]]]: the header, and the cells of each method and of the networks before
-        training; a second line in a cell is the difference to the reference.
+        training; a second line in a cell is the difference to the reference. A paper's numbers have a column.
     """
     summary, runs = results["summary"], results["runs"]
     k = summary["bootstrap"]["headline_k"]
     metrics = summary["metrics"]
     names = [metric_name(metric, k) for metric in metrics]
-    header = ["method", "seeds", *names, "training, s", "images/s", "peak MB"]
+    theirs = (results.get("paper") or {}).get("values") or {}
+    paper = [results["paper"]["source"]] if theirs else []
+    header = [called(runs), "seeds", *names, *paper, "training, s", "images/s", "peak MB"]
     lines = []
     for label in labels_of(runs):
         mine = [run for run in runs if run["label"] == label and usable(run)]
@@ -240,13 +248,15 @@ def lines_of(results: Mapping[str, Any]) -> Tuple[List[str], List[List[str]]]:
             seconds = _mean([(run.get("seconds") or {}).get("pretrain") for run in mine])
             speed = _mean([run.get("images_per_second") for run in mine])
             memory = _mean([run.get("peak_memory_mb") for run in mine])
+            cells += [f"{theirs[label]:.2f}" if label in theirs else ""] * len(paper)
             lines.append([label, str(len(mine)), *cells, seconds, speed, memory])
     floor = [random_level(runs, metric, k) for metric in metrics]
     if any(level is not None for level in floor):
         cells = ["-" if level is None else f"{level:.2f}" for level in floor]
-        lines.append(["random network", "", *cells, "", "", ""])
+        lines.append(["random network", "", *cells, *[""] * len(paper), "", "", ""])
     lines += [
-        [name, "", *cells, "", "", ""] for name, cells in lines_of_floors(results, metrics, k)
+        [name, "", *cells, *[""] * len(paper), "", "", ""]
+        for name, cells in lines_of_floors(results, metrics, k)
     ]
     alone = [
         a for a in (accuracy_of(run, f"finetune/{LABELS_ALONE}") for run in runs) if a is not None
@@ -256,7 +266,17 @@ def lines_of(results: Mapping[str, Any]) -> Tuple[List[str], List[List[str]]]:
             f" ± {np.std(alone, ddof=1):.2f}" if len(alone) > 1 else ""
         )
         cells = [value if metric == "finetune/student" else "" for metric in metrics]
-        lines.append([f"supervised ({LABELS_ALONE})", str(len(alone)), *cells, "", "", ""])
+        lines.append(
+            [
+                f"supervised ({LABELS_ALONE})",
+                str(len(alone)),
+                *cells,
+                *[""] * len(paper),
+                "",
+                "",
+                "",
+            ]
+        )
     return header, lines
 
 

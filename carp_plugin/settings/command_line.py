@@ -24,7 +24,7 @@ from carp_plugin.settings.mistakes import unknown
 from carp_plugin.settings.model import field_at
 
 #: Nodes whose keys somebody else knows.
-_FREE = ("method_kwargs", "backbone.kwargs", "settings", "trials", "linear")
+_FREE = ("method_kwargs", "backbone.kwargs", "settings", "variants", "trials", "linear")
 
 _OVERRIDE = re.compile(r"(?P<sign>\+\+|\+|)(?P<key>[\w.\-]+)=(?P<value>.*)", re.DOTALL)
 _BARE = ("", "null", "None", "???")

@@ -6,7 +6,7 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from pydantic import model_validator
 
-from carp_plugin.errors import UserError
+from carp_plugin.errors import UserError, did_you_mean
 from carp_plugin.settings.kinds import (
     FileName,
     Free,
@@ -22,6 +22,7 @@ from carp_plugin.settings.parts import FeatureKind, Holdout
 from carp_plugin.settings.pretraining import CarpPretraining
 from carp_plugin.settings.protocols import Neighbours, Others, Protocol
 from carp_plugin.settings.reading import read
+from carp_plugin.settings.variants import Paper, Variant, rows
 
 
 class KnnProtocol(Neighbours):
@@ -52,9 +53,19 @@ class Comparison(Others):
     name: FileName = key(..., "of the comparison")
     dir: Optional[PathText] = key(None, "folder of the results; null: results/NAME")
     methods: Tuple[Text, ...] = key(
-        ("carp", "byol", "swav", "barlow_twins"), "methods", min_length=1
+        ("carp", "byol", "swav", "barlow_twins"),
+        "rows that are called as their method; none by default where there are variants",
     )
-    seeds: Tuple[Seed, ...] = key((0, 1, 2), "each method is trained with each", min_length=1)
+    variants: Dict[str, Free] = key(
+        {},
+        "more rows: LABEL -> a node of method, settings (keys of pretraining that are its own), and paper (the number "
+        "that a paper has for it)",
+    )
+    reference: Optional[Text] = key(
+        None, "label that the others are compared with; null: carp where it is a row, or the first"
+    )
+    paper: Optional[Paper] = key(None, "what a paper says of the same rows; null: nothing")
+    seeds: Tuple[Seed, ...] = key((0, 1, 2), "each row is trained with each", min_length=1)
     settings: Dict[str, Free] = key({}, "method -> keys of pretraining that are its own")
     jobs: Int = key(1, "runs at a time", ge=1, le=512)
     threads: Optional[Int] = key(None, "of each run; null: torch's choice", ge=1, le=512)
@@ -72,6 +83,14 @@ class Comparison(Others):
     trials: Optional[Dict[str, Tuple[Free, ...]]] = key(
         None, "method -> settings to try, each a node of dotted keys"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _variants_are_all(cls, values: Any) -> Any:
+        """Whoever lists variants alone compares those."""
+        if isinstance(values, Mapping) and values.get("variants") and values.get("methods") is None:
+            return {**values, "methods": []}
+        return values
 
     @model_validator(mode="after")
     def _no_run_twice(self) -> Comparison:
@@ -131,6 +150,10 @@ class Asked(Settings):
     comparison: Comparison
     shared: Free
 
+    def rows(self) -> List[Variant]:
+        """Label, method and own keys of each row, in the order of tables."""
+        return rows(self.comparison.methods, self.comparison.variants)
+
     def values(self) -> Dict[str, Any]:
         """Every key and its value, as YAML and json have them."""
         return {**self.shared, **self.comparison.model_dump(mode="json")}
@@ -154,4 +177,9 @@ def read_comparison(values: Mapping[Any, Any]) -> Asked:
             )
         if name not in EveryKey.model_fields:
             raise UserError(unknown(EveryKey, [name], name))
-    return Asked(comparison=read(Comparison, own), shared=shared)
+    asked = Asked(comparison=read(Comparison, own), shared=shared)
+    labels = [row.label for row in asked.rows()]
+    reference = asked.comparison.reference
+    if reference is not None and reference not in labels:
+        raise UserError(f"reference={reference} is no row{did_you_mean(reference, labels)}")
+    return asked

@@ -45,9 +45,14 @@ def _text(value: str) -> str:
     return value
 
 
-def _file_name(value: str) -> str:
+def is_file_name(value: str) -> bool:
+    """Whether a file can be named after a text."""
     fits = re.fullmatch(r"[^/\\]{1,100}", value) and value.isprintable()
-    if not fits or value in (".", ".."):
+    return bool(fits) and value not in (".", "..")
+
+
+def _file_name(value: str) -> str:
+    if not is_file_name(value):
         raise refused()
     return value
 

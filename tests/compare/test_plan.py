@@ -55,6 +55,37 @@ def test_only_carp_has_a_gallery(images):
     )
 
 
+def variants(**settings):
+    """Variants of carp, by their settings."""
+    return {label: {"method": "carp", "settings": own} for label, own in settings.items()}
+
+
+def test_a_variant_has_the_settings_of_its_method_and_its_own(images):
+    given = variants(few={"method_kwargs.num_prototypes": 8}, long={"max_epochs": 3})
+    found = plan(asked(images, variants=given))
+    assert [job.label for job in found.jobs] == ["carp", "simsiam", "few", "long"]
+    carp, _, few, long = (job.settings["pretrain"] for job in found.jobs)
+    assert few["method_kwargs"] == {**carp["method_kwargs"], "num_prototypes": 8}
+    assert few["name"] == "few" and few["method"] == "carp" and few["momentum"] == carp["momentum"]
+    assert {key for key in carp if carp[key] != long[key]} == {"name", "max_epochs"}
+
+
+def test_of_several_rows_of_carp_the_first_has_the_gallery_and_the_first_of_all_the_labels_alone(
+    images,
+):
+    finetune = {
+        "max_epochs": 1,
+        "labels": {"fraction": 0.5},
+        "data": {"num_workers": 0, "format": "image_folder"},
+        "optimizer": {"batch_size": 8, "lr": 0.01, "classifier_lr": 0.5},
+        "scheduler": {"lr_decay_steps": [1]},
+    }
+    wanted = asked(images, ["simsiam"], variants=variants(one={}, two={}), finetune=finetune)
+    settings = [job.settings for job in plan(wanted).jobs]
+    assert [one["gallery"] is not None for one in settings] == [False, True, False]
+    assert [one["finetune"]["labels_alone"] for one in settings] == [True, False, False]
+
+
 def test_a_search_has_a_run_for_every_trial_and_never_sees_the_reported_images(images):
     jobs = plan(asked(images, trials=TRIALS, holdout={"fraction": 0.25, "seed": 0})).jobs
     assert [job.label for job in jobs] == ["carp-0", "carp-1", "simsiam-0", "simsiam-1"]
@@ -76,7 +107,7 @@ MISTAKES = {
         "methods: simsiamm is unknown; did you mean 'simsiam'",
     ),
     "a method twice": ({"methods": ["carp", "carp"]}, "names one of them twice"),
-    "no method": ({"methods": []}, "methods must be a list of items, each a text"),
+    "no method": ({"methods": []}, "methods and variants are both empty; give methods=[carp,byol]"),
     "methods without brackets": ({"methods": "carp"}, "methods must be a list"),
     "seed of the wrong type": (
         {"seeds": ["one"]},
@@ -89,6 +120,18 @@ MISTAKES = {
     "a typo in settings": (
         {"settings__simsiam__method_kwargs__pred_hiden_dim": 8},
         "method_kwargs.pred_hiden_dim is not a key of simsiam; did you mean 'pred_hidden_dim'",
+    ),
+    "a variant of an unknown method": (
+        {"variants": {"a": {"method": "crap"}}},
+        "variants.a.method: crap is unknown; did you mean 'carp'",
+    ),
+    "a typo in a variant": (
+        {"variants": variants(a={"max_epoch": 3})},
+        "max_epoch is not a key of the configuration; did you mean 'max_epochs'",
+    ),
+    "a variant of other images": (
+        {"variants": variants(a={"data": {"val_path": "elsewhere"}})},
+        "a would be measured otherwise than the first row (data.val_path is elsewhere, there",
     ),
     "a typo in a shared key": ({"max_epoch": 3}, "max_epoch is not a key of the configuration"),
     "no jobs": ({"jobs": 0}, "jobs must be a whole number between 1 and 512, got 0"),

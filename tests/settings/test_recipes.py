@@ -29,7 +29,7 @@ KEYS = """
     name backbone data augmentations optimizer scheduler checkpoint auto_resume wandb performance seed
     initial_checkpoint resume_from_checkpoint dali method method_kwargs momentum auto_umap knn_eval evaluation collapse
     debug_augmentations pretrained_feature_extractor pretrain_method network weights labels
-    dir methods seeds settings jobs threads keep_checkpoints knn linear gallery holdout trials
+    dir methods variants reference paper seeds settings jobs threads keep_checkpoints knn linear gallery holdout trials
 """.split()
 
 
@@ -75,7 +75,8 @@ def test_every_recipe_begins_with_the_command_that_runs_it(path):
     lines = path.read_text().splitlines()
     header = "\n".join(lines[: lines.index("defaults:")])
     assert all(line.startswith("# ") for line in header.splitlines())
-    script = f"main_{path.relative_to(SCRIPTS).parts[0]}.py"
+    kind = path.relative_to(SCRIPTS).parts[0]
+    script = f"main_{'compare' if kind == 'ablation' else kind}.py"
     assert (ROOT / script).is_file() and script in header
     assert f"--config-name {path.name}" in header
 

@@ -19,6 +19,7 @@ KINDS = {
     "linear": "linear.json",
     "finetune": "finetuning.json",
     "compare": "comparison.json",
+    "ablation": "comparison.json",
 }
 RECIPES = sorted((ROOT / "scripts").rglob("*.yaml"))
 
