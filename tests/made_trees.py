@@ -1,4 +1,4 @@
-"""Trees of tiny images in the layout of each data set that a recipe names, and recipes cut down to two steps on them."""
+"""Trees of tiny images in the layout of each data set that a recipe names, and recipes cut to two steps on them."""
 
 import pickle
 from pathlib import Path
