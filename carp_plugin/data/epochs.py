@@ -172,8 +172,8 @@ class TracksEpoch(Callback):
         over = 0 < trainer.max_steps <= trainer.global_step  # within the epoch, as it was asked for
         if batches != self.batches and not over:
             raise UserError(
-                f"epoch {trainer.current_epoch} had {batches} training batches, expected {self.batches}: the loader did "
-                "not serve them all, as DALI once left out every second epoch; the checkpoints before it stand, and "
+                f"epoch {trainer.current_epoch} had {batches} training batches, expected {self.batches}: the loader "
+                "did not serve them all, as DALI left out every second epoch; the checkpoints before it stand, and "
                 "data.format=image_folder takes the images in an order of the run's own."
             )
         self._next = {"epoch": trainer.current_epoch + 1, "batch": 0}
