@@ -14,8 +14,9 @@ from carp_plugin.compare.floors import floors_of
 from carp_plugin.compare.plan import Plan
 from carp_plugin.compare.search import chosen
 from carp_plugin.compare.statistics import markdown, summarise
-from carp_plugin.data.datasets import counts
+from carp_plugin.data.datasets import labelled_images, subsets_of
 from carp_plugin.data.folders import count_classes
+from carp_plugin.data.used import roots_of
 from carp_plugin.training.callbacks.history import write_json
 
 SCHEMA = 1
@@ -32,7 +33,8 @@ def write_results(plan: Plan, runs: List[Dict[str, Any]]) -> Dict[str, Any]:
         Dict[str, Any]: what was written.
     """
     settings, data = plan.settings, plan.first.data
-    images = counts(data)
+    train, val = labelled_images(data, _untouched, _untouched)
+    roots = roots_of(data)
     trained = [run for run in runs if run.get("provenance")]
     first = trained[0]["provenance"] if trained else {}
     headline = plan.first.evaluation.k
@@ -44,10 +46,12 @@ def write_results(plan: Plan, runs: List[Dict[str, Any]]) -> Dict[str, Any]:
         "date": datetime.date.today().isoformat(),
         **{key: first.get(key) for key in ("commit", "host", "versions", "machine")},
         "data": {
-            "train_path": data.train_path,
-            "val_path": data.val_path,
-            "train_images": images[0],
-            "val_images": images[1],
+            "dataset": data.dataset,
+            "train_path": roots[0],
+            "val_path": roots[1],
+            "train_images": len(train),
+            "val_images": len(val),
+            "subsets": subsets_of(train, val),
             "classes": count_classes(data.dataset, data.train_path),
         },
         "protocol": {
@@ -71,6 +75,10 @@ def write_results(plan: Plan, runs: List[Dict[str, Any]]) -> Dict[str, Any]:
         (plan.root / "table.md").write_text(markdown(results))
     write_json(plan.root / "results.json", results)
     return results
+
+
+def _untouched(image: Any) -> Any:
+    return image
 
 
 def _linear_protocol(linear: Mapping[str, Any]) -> Dict[str, Any]:
