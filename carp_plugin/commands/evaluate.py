@@ -151,7 +151,7 @@ def _summary(
         "dataset": data.dataset,
         "train_data_path": str(data.train_path),
         "val_data_path": str(data.val_path),
-        "subsets": drawn_of(data, run.train, run.val),
+        "subsets": drawn_of(data, run.train, run.val) if run.train else {},
         "train_images": len(run.train.dataset) if run.train else None,
         "val_images": len(run.val.dataset) if run.val else None,
         "transform": " ".join(str(images.transform).split()),

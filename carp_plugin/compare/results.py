@@ -15,8 +15,9 @@ from carp_plugin.compare.paper import beside
 from carp_plugin.compare.plan import Plan
 from carp_plugin.compare.search import chosen
 from carp_plugin.compare.statistics import markdown, summarise
-from carp_plugin.data.datasets import counts
+from carp_plugin.data.datasets import labelled_images, subsets_of
 from carp_plugin.data.folders import count_classes, data_name
+from carp_plugin.data.used import roots_of
 from carp_plugin.training.callbacks.history import write_json
 
 SCHEMA = 1
@@ -33,7 +34,8 @@ def write_results(plan: Plan, runs: List[Dict[str, Any]]) -> Dict[str, Any]:
         Dict[str, Any]: what was written.
     """
     settings, data = plan.settings, plan.first.data
-    images = counts(data)
+    train, val = labelled_images(data, _untouched, _untouched)
+    roots = roots_of(data)
     trained = [run for run in runs if run.get("provenance")]
     first = trained[0]["provenance"] if trained else {}
     headline = plan.first.evaluation.k
@@ -46,11 +48,13 @@ def write_results(plan: Plan, runs: List[Dict[str, Any]]) -> Dict[str, Any]:
         **{key: first.get(key) for key in ("commit", "host", "versions", "machine")},
         "planned": len(plan.jobs),
         "data": {
-            "name": data_name(data.dataset, data.train_path),
-            "train_path": data.train_path,
-            "val_path": data.val_path,
-            "train_images": images[0],
-            "val_images": images[1],
+            "name": data_name(data.dataset, roots[0]),
+            "dataset": data.dataset,
+            "train_path": roots[0],
+            "val_path": roots[1],
+            "train_images": len(train),
+            "val_images": len(val),
+            "subsets": subsets_of(train, val),
             "classes": count_classes(data.dataset, data.train_path),
         },
         "protocol": {
@@ -79,6 +83,10 @@ def write_results(plan: Plan, runs: List[Dict[str, Any]]) -> Dict[str, Any]:
         (plan.root / "table.md").write_text(markdown(results))
     write_json(plan.root / "results.json", results)
     return results
+
+
+def _untouched(image: Any) -> Any:
+    return image
 
 
 def _linear_protocol(linear: Mapping[str, Any]) -> Dict[str, Any]:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, Callable, Optional
 
 from carp_plugin.data import idx
-from carp_plugin.data.datasets import Source, training_listing, validation_listing
 from carp_plugin.data.listing import is_hidden, list_images, readable_endings, shown
 from carp_plugin.data.photos import DEFAULT_ROOT, MANIFEST, prepare_photos
+from carp_plugin.data.used import Source, training_listing, validation_listing
 from carp_plugin.errors import UserError
 from carp_plugin.settings.parts import CLASSES, DOWNLOADED
 

@@ -14,16 +14,7 @@ from torchvision import transforms
 
 from carp_plugin.data import idx
 from carp_plugin.data.dali import check_decodable, naming_dali_failures
-from carp_plugin.data.datasets import (
-    Source,
-    labelled_images,
-    listed,
-    part_of,
-    pretraining_images,
-    subsets_of,
-    training_listing,
-    validation_listing,
-)
+from carp_plugin.data.datasets import labelled_images, part_of, pretraining_images, subsets_of
 from carp_plugin.data.epochs import epoch_loader, with_our_workers
 from carp_plugin.data.images import (
     NamesBadImages,
@@ -32,6 +23,7 @@ from carp_plugin.data.images import (
     verdict_of,
 )
 from carp_plugin.data.listing import Sample
+from carp_plugin.data.used import Source, listed, training_listing, validation_listing
 from carp_plugin.errors import UserError
 from carp_plugin.host import (
     FullTransformPipeline,

@@ -7,7 +7,9 @@ import os
 from statistics import median_low
 from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
-from carp_plugin.data.datasets import (
+from carp_plugin.data.images import sizes_of
+from carp_plugin.data.listing import Listing, shown
+from carp_plugin.data.used import (
     Source,
     all_training,
     all_validation,
@@ -15,8 +17,6 @@ from carp_plugin.data.datasets import (
     training_listing,
     validation_listing,
 )
-from carp_plugin.data.images import sizes_of
-from carp_plugin.data.listing import Listing, shown
 from carp_plugin.errors import typed
 from carp_plugin.settings.parts import Size
 from carp_plugin.terminal import say

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from rich.table import Table
 
-from carp_plugin.data.datasets import place
 from carp_plugin.data.labelled import LabelledData
+from carp_plugin.data.used import place
 from carp_plugin.errors import UserError
 from carp_plugin.evaluation.checkpoint import Pretrained
 from carp_plugin.evaluation.classifier import FEW, ClassifierRun

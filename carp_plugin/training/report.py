@@ -12,7 +12,7 @@ import torch
 from rich.table import Table
 
 from carp_plugin import __version__
-from carp_plugin.data.datasets import place
+from carp_plugin.data.used import place
 from carp_plugin.host import HOST
 from carp_plugin.host.detect import checkout_commit
 from carp_plugin.settings.methods import CarlKwargs

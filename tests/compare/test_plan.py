@@ -3,7 +3,7 @@
 import pytest
 
 from carp_plugin.compare.plan import plan
-from carp_plugin.data.datasets import training_listing, validation_listing
+from carp_plugin.data.used import training_listing, validation_listing
 from carp_plugin.errors import UserError
 from carp_plugin.settings.comparison import read_comparison
 from carp_plugin.settings.pretraining import read_pretraining

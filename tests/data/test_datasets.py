@@ -7,17 +7,11 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from carp_plugin.data import datasets
-from carp_plugin.data.datasets import (
-    counts,
-    labelled_images,
-    pretraining_images,
-    subsets_of,
-    training_listing,
-    validation_listing,
-)
+from carp_plugin.data.datasets import counts, labelled_images, pretraining_images, subsets_of
 from carp_plugin.data.folders import check_data
 from carp_plugin.data.loaders import drawn_of, fingerprint_of, fingerprint_of_validation
 from carp_plugin.data.remarks import remarks_on
+from carp_plugin.data.used import training_listing, validation_listing
 from carp_plugin.errors import UserError
 from tests.data.built import labelled_loaders, training_loader
 from tests.helpers import image_folder, small_settings

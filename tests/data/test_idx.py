@@ -10,7 +10,7 @@ import torchvision
 
 from carp_plugin.compare.gallery import _tile
 from carp_plugin.data import idx
-from carp_plugin.data.datasets import labelled_images, place
+from carp_plugin.data.datasets import labelled_images
 from carp_plugin.data.folders import check_data, prepare_data_folder
 from carp_plugin.data.images import fingerprint, read_image, sizes_of
 from carp_plugin.data.labelled import training_transform
@@ -22,6 +22,7 @@ from carp_plugin.data.loaders import (
     whole_transform,
 )
 from carp_plugin.data.remarks import remarks_on
+from carp_plugin.data.used import place
 from carp_plugin.errors import UserError
 from carp_plugin.settings.trained import TrainedView
 from tests.data.built import labelled_loaders, training_loader

@@ -9,18 +9,13 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from carp_plugin.data import listing
-from carp_plugin.data.datasets import (
-    counts,
-    labelled_images,
-    pretraining_images,
-    training_listing,
-    validation_listing,
-)
+from carp_plugin.data.datasets import counts, labelled_images, pretraining_images
 from carp_plugin.data.folders import count_classes
 from carp_plugin.data.images import NamesBadImages, fingerprint
 from carp_plugin.data.listing import is_image_name, list_images
 from carp_plugin.data.loaders import dali_files, fingerprint_of
 from carp_plugin.data.remarks import remarks_on
+from carp_plugin.data.used import training_listing, validation_listing
 from carp_plugin.errors import UserError
 from carp_plugin.host import prepare_datasets
 from carp_plugin.training.pretraining import check_run
