@@ -16,7 +16,11 @@ def register() -> None:
     from carp_plugin.host import METHODS
     from carp_plugin.methods.carl import CARL
     from carp_plugin.methods.carp import CARP
+    from carp_plugin.methods.infomin import InfoMin
+    from carp_plugin.methods.pirl import PIRL
     from carp_plugin.methods.simclrv2 import SimCLRV2
     from carp_plugin.methods.supervised import Supervised
 
-    METHODS.update(carp=CARP, carl=CARL, simclrv2=SimCLRV2, supervised=Supervised)
+    METHODS.update(
+        carp=CARP, carl=CARL, simclrv2=SimCLRV2, supervised=Supervised, pirl=PIRL, infomin=InfoMin
+    )

@@ -7,7 +7,14 @@ from typing import Any, ClassVar, Dict, Literal, Mapping, Optional, Tuple, Type
 from pydantic import model_validator
 
 from carp_plugin.settings.kinds import Count, Index, NotNegative, PathText, Positive, Switch, Text
-from carp_plugin.settings.methods import CarlKwargs, Simclrv2Kwargs, SupervisedKwargs
+from carp_plugin.settings.methods import (
+    CarlKwargs,
+    InfominKwargs,
+    PatchKwargs,
+    PirlKwargs,
+    Simclrv2Kwargs,
+    SupervisedKwargs,
+)
 from carp_plugin.settings.model import Settings, key, rule
 from carp_plugin.settings.parts import (
     Backbone,
@@ -95,7 +102,8 @@ class Pretraining(Run):
     takes_small_views: ClassVar[bool] = True
 
     method: Text = key(
-        ..., "carp, carl, simclrv2, supervised, or a method of the host: byol, swav, barlow_twins …"
+        ...,
+        "carp, carl, simclrv2, supervised, pirl, infomin, or a method of the host: byol, swav …",
     )
     method_kwargs: HostMethodKwargs = key(HostMethodKwargs(), "the method's own keys")
     backbone: Backbone = key(..., "the network")
@@ -123,6 +131,29 @@ class Pretraining(Run):
     def small_crops(self) -> int:
         """The other views."""
         return sum(view.num_crops for view in self.augmentations) - self.large_crops
+
+    @property
+    def patches(self) -> Optional[PatchKwargs]:
+        """The sizes of the patches that a method looks at besides views; None where it looks at none."""
+        kwargs: Any = self.method_kwargs
+        return kwargs if isinstance(kwargs, PatchKwargs) else None
+
+    @model_validator(mode="after")
+    def _pil_where_it_is_needed(self) -> Pretraining:
+        if self.data.format != "dali":
+            return self
+        if self.patches is not None:
+            raise rule(
+                f"{self.method} looks at patches, which Pillow cuts and NVIDIA DALI's loader does not; set "
+                "data.format=image_folder."
+            )
+        for i, view in enumerate(self.augmentations):
+            if view.rand_augment.num_ops:
+                raise rule(
+                    f"augmentations[{i}].rand_augment is done with Pillow, which NVIDIA DALI's loader does without; "
+                    f"set augmentations.{i}.rand_augment.num_ops=0, or data.format=image_folder."
+                )
+        return self
 
     @model_validator(mode="after")
     def _its_views(self) -> Pretraining:
@@ -190,12 +221,33 @@ class SupervisedPretraining(Pretraining):
         return self
 
 
+class PirlPretraining(Pretraining):
+    """A pretraining of PIRL, on one view and nine patches."""
+
+    wanted_views: ClassVar[Optional[int]] = 1
+    takes_small_views: ClassVar[bool] = False
+
+    method_kwargs: PirlKwargs = key(PirlKwargs(), "PIRL's own keys")  # type: ignore[assignment]
+
+
+class InfominPretraining(Pretraining):
+    """A pretraining of InfoMin Aug., on two views and nine patches."""
+
+    takes_small_views: ClassVar[bool] = False
+
+    method_kwargs: InfominKwargs = key(  # type: ignore[assignment]
+        InfominKwargs(), "InfoMin's own keys"
+    )
+
+
 #: Methods of ours -> the settings that hold their keys; the keys of the others are the host's to know.
 OWN: Dict[str, Type[Pretraining]] = {
     "carp": CarpPretraining,
     "carl": CarlPretraining,
     "simclrv2": Simclrv2Pretraining,
     "supervised": SupervisedPretraining,
+    "pirl": PirlPretraining,
+    "infomin": InfominPretraining,
 }
 
 

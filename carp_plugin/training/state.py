@@ -25,15 +25,16 @@ NETWORKS = {"student": "backbone", "teacher": "momentum_backbone"}
 #: What solo-learn 1.0.5 and earlier called the networks.
 _OLD_NAMES = {"encoder.": "backbone.", "momentum_encoder.": "momentum_backbone."}
 
-#: Buffers that a method of the hosts makes only while it trains: SwAV's queue, DeepClusterV2's memory, All4One's cache
-#: of a positional encoding. A checkpoint holds them and a freshly built method does not. No backbone or projector reads
-#: them, so that they may be left over, under exactly these names, and the sentence names them. Any other tensor that is
-#: left over is an error.
+#: Buffers that a method makes only while it trains: SwAV's queue, DeepClusterV2's memory, All4One's cache of a
+#: positional encoding, PIRL's memory of all images. A checkpoint holds them and a freshly built method does not. No
+#: backbone or projector reads them, so that they may be left over, under exactly these names, and the sentence names
+#: them. Any other tensor that is left over is an error.
 TRAINING_BUFFERS = (
     "queue",
     "local_memory_index",
     "local_memory_embeddings",
     "pos_enc.penc.penc.cached_penc",
+    "memory_bank",
 )
 
 

@@ -61,7 +61,17 @@ def one_sentence(error):
 
 
 #: With and without a teacher, a queue of its own, and a projector under another name (dino).
-METHODS = ("barlow_twins", "byol", "carp", "dino", "mocov2plus", "simsiam", "swav")
+METHODS = (
+    "barlow_twins",
+    "byol",
+    "carp",
+    "dino",
+    "infomin",
+    "mocov2plus",
+    "simclrv2",
+    "simsiam",
+    "swav",
+)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -26,7 +26,9 @@ def flat(images, tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("method", ["carp", "byol", "barlow_twins"])
+@pytest.mark.parametrize(
+    "method", ["carp", "byol", "barlow_twins", "carl", "simclrv2", "pirl", "infomin"]
+)
 def test_losses_are_finite_and_only_the_classifiers_is_0(method, images, flat):
     def run(**data):
         return pretrain(
