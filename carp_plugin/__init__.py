@@ -16,14 +16,18 @@ def register() -> None:
     from carp_plugin.host import METHODS
     from carp_plugin.methods.carl import CARL
     from carp_plugin.methods.carp import CARP
+    from carp_plugin.methods.infomin import InfoMin
     from carp_plugin.methods.pclv2 import PCLv2
+    from carp_plugin.methods.pirl import PIRL
     from carp_plugin.methods.selav2 import SeLav2
     from carp_plugin.methods.simclrv2 import SimCLRV2
     from carp_plugin.methods.supervised import Supervised
 
     ours = {
         "carl": CARL,
+        "infomin": InfoMin,
         "pclv2": PCLv2,
+        "pirl": PIRL,
         "selav2": SeLav2,
         "simclrv2": SimCLRV2,
         "supervised": Supervised,

@@ -25,6 +25,14 @@ METHOD_KWARGS: Dict[str, Dict[str, Any]] = {
     "carl": {"proj_hidden_dim": 32, "proj_output_dim": 16, "num_prototypes": 16},
     "simclrv2": {"proj_hidden_dim": 32, "proj_output_dim": 16, "temperature": 0.2},
     "supervised": {},
+    "pirl": {"proj_output_dim": 16, "num_negatives": 16, "jigsaw_size": 15, "patch_size": 4},
+    "infomin": {
+        "proj_hidden_dim": 32,
+        "proj_output_dim": 16,
+        "queue_size": 32,
+        "jigsaw_size": 15,
+        "patch_size": 4,
+    },
     "barlow_twins": {"proj_hidden_dim": 32, "proj_output_dim": 32},
     "byol": {"proj_hidden_dim": 32, "proj_output_dim": 16, "pred_hidden_dim": 32},
     "deepclusterv2": {
@@ -163,6 +171,10 @@ def augmentation(size: int = 16, crops: int = 2) -> Dict[str, Any]:
     }
 
 
+#: Methods that take one view.
+ONE_VIEW = ("pirl",)
+
+
 def small_cfg(root: Path, method: str = "carp", **changes: Any) -> DictConfig:
     """A configuration of two epochs on the images under ``root``.
 
@@ -185,7 +197,7 @@ def small_cfg(root: Path, method: str = "carp", **changes: Any) -> DictConfig:
                 "num_workers": 0,
                 "eval_transform": {"resize": None, "crop_size": 16},
             },
-            "augmentations": [augmentation()],
+            "augmentations": [augmentation(crops=1 if method in ONE_VIEW else 2)],
             "optimizer": {
                 "name": "sgd",
                 "batch_size": 8,

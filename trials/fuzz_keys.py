@@ -65,21 +65,27 @@ KWARGS: Dict[str, Sequence[str]] = {
         method_kwargs.scale_loss method_kwargs.sim_loss_weight method_kwargs.var_loss_weight
         method_kwargs.cov_loss_weight method_kwargs.whitening_eps method_kwargs.mask_ratio method_kwargs.epsilon
         method_kwargs.sinkhorn_tolerance method_kwargs.prototype_weight
-        method_kwargs.first_entropy_weight method_kwargs.entropy_epochs""".split(),
+        method_kwargs.first_entropy_weight method_kwargs.entropy_epochs method_kwargs.jigsaw_min_scale
+        method_kwargs.patch_weight method_kwargs.memory_momentum method_kwargs.beta
+        augmentations.0.rand_augment.magnitude_std""".split(),
     "switch": """optimizer.kwargs.clip_lr optimizer.kwargs.exclude_bias_n_norm optimizer.kwargs.amsgrad
         optimizer.kwargs.decoupled_weight_decay optimizer.kwargs.maximize optimizer.kwargs.foreach
         optimizer.kwargs.fused optimizer.kwargs.capturable optimizer.kwargs.differentiable
         method_kwargs.norm_last_layer method_kwargs.use_bn_in_head method_kwargs.iternorm
-        method_kwargs.supervised method_kwargs.norm_pix_loss method_kwargs.proj_batch_norm""".split(),
+        method_kwargs.supervised method_kwargs.norm_pix_loss method_kwargs.proj_batch_norm
+        method_kwargs.shared_negatives method_kwargs.symmetric""".split(),
+    "word": ["method_kwargs.head", "method_kwargs.loss", "method_kwargs.labels"],
+    "node": ["augmentations.0.rand_augment"],
     "list": ["optimizer.kwargs.betas", "method_kwargs.num_clusters"],
-    "word": ["method_kwargs.labels"],
     "whole": """method_kwargs.pred_hidden_dim method_kwargs.queue_size method_kwargs.epoch_queue_starts
         method_kwargs.freeze_prototypes_epochs method_kwargs.kmeans_iters method_kwargs.sk_iters
         method_kwargs.warmup_teacher_temperature_epochs method_kwargs.whitening_size
         method_kwargs.whitening_iters method_kwargs.decoder_embed_dim method_kwargs.decoder_depth
         method_kwargs.decoder_num_heads method_kwargs.proj_layers
         method_kwargs.sinkhorn_iterations method_kwargs.num_negatives
-        method_kwargs.epoch_prototypes_start method_kwargs.kmeans_iterations method_kwargs.kmeans_redo""".split(),
+        method_kwargs.epoch_prototypes_start method_kwargs.kmeans_iterations method_kwargs.kmeans_redo
+        method_kwargs.jigsaw_size method_kwargs.patch_size
+        augmentations.0.rand_augment.num_ops augmentations.0.rand_augment.magnitude""".split(),
     "own": ["method_kwargs.freeze_last_layer"],
 }
 

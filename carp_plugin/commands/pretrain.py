@@ -61,6 +61,7 @@ def pretrain(settings: Pretraining) -> Dict[str, Any]:
             machine.world,
             settings.seed,
             settings.debug_augmentations,
+            settings.patches,
         )
         images = len(train.dataset)
     classes = count_classes(data.dataset, data.train_path, data.no_labels)

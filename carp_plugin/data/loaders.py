@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Protocol, Sequence, Tuple
 
@@ -23,6 +24,7 @@ from carp_plugin.data.images import (
     verdict_of,
 )
 from carp_plugin.data.listing import Sample
+from carp_plugin.data.patches import with_patches, with_rand_augment
 from carp_plugin.data.used import Source, listed, training_listing, validation_listing
 from carp_plugin.errors import UserError
 from carp_plugin.host import (
@@ -36,6 +38,7 @@ from carp_plugin.host import (
     serve_files,
 )
 from carp_plugin.host.cfg import node
+from carp_plugin.settings.methods import PatchKwargs
 from carp_plugin.settings.parts import DOWNLOADED, Pipeline, Size
 from carp_plugin.settings.pretraining import PretrainingDali, PretrainingData
 from carp_plugin.terminal import is_main_process, say
@@ -68,16 +71,14 @@ class Statistics(Protocol):
     def std(self) -> Optional[Sequence[float]]: ...
 
 
-def _views(
-    pipelines: Sequence[Pipeline], build: Callable[[Any], Callable]
-) -> FullTransformPipeline:
+def _built(view: Pipeline, build: Callable[[Any], Callable]) -> Callable:
+    """The host's pipeline of a view."""
+    return build(node(view.model_dump(mode="json", exclude_none=True, exclude={"rand_augment"})))
+
+
+def _views(pipelines: Sequence[Pipeline], built: Sequence[Callable]) -> FullTransformPipeline:
     return FullTransformPipeline(
-        [
-            NCropAugmentation(
-                build(node(view.model_dump(mode="json", exclude_none=True))), view.num_crops
-            )
-            for view in pipelines
-        ]
+        [NCropAugmentation(one, view.num_crops) for view, one in zip(pipelines, built)]
     )
 
 
@@ -88,6 +89,7 @@ def pretrain_loader(
     world: int,
     seed: int,
     show: bool = False,
+    patches: Optional[PatchKwargs] = None,
 ) -> DataLoader:
     """The training loader of [indexes, views, labels], with the last, smaller batch dropped as the host does.
 
@@ -100,18 +102,25 @@ def pretrain_loader(
         world: processes.
         seed: of order and views.
         show: print the transforms.
+        patches: sizes of the patches that come behind the views, (9, 3, p, p) of each image; None for none.
 
     Raises:
         UserError: fewer images than a batch, or data that cannot be read.
     """
-    transform = _views(views, lambda view: build_transform_pipeline(data.dataset, view))
+    pipelines = [
+        _built(view, lambda cfg: build_transform_pipeline(data.dataset, cfg)) for view in views
+    ]
+    augmented = [with_rand_augment(one, v.rand_augment) for one, v in zip(pipelines, views)]
+    transform: Callable = _views(views, augmented)
+    if patches is not None:
+        transform = with_patches(transform, patches, pipelines[0])
     if show:
         print(f"Transforms:\n{transform}")
     dataset = read_data(lambda: pretraining_images(data, transform))
     named = NamesBadImages(dataset, data.max_bad_fraction, data.max_pixels)
     check_batch(f"data.train_path={data.train_path}", len(named), batch_size, world)
     _check_shapes(views, named)
-    crop = max(view.crop_size for view in views)
+    crop = max([view.crop_size for view in views] + ([patches.jigsaw_size] if patches else []))
     warn_of_sizes(named, crop, f"they are enlarged to views of {crop} px")
     return epoch_loader(named, batch_size, data.num_workers, seed)
 
@@ -137,10 +146,8 @@ def pretrain_dali(
     Raises:
         UserError: DALI is not installed, or fewer images than a batch.
     """
-    transform = _views(
-        views,
-        lambda view: build_transform_pipeline_dali(data.dataset, view, dali_device=dali.device),
-    )
+    build = partial(build_transform_pipeline_dali, data.dataset, dali_device=dali.device)
+    transform = _views(views, [_built(view, build) for view in views])
     samples = dali_samples(data)
     files = [path for path, _ in samples]
     check_batch(f"data.train_path={data.train_path}", len(files), batch_size, world)

@@ -57,6 +57,10 @@ class CARL(WatchesAssignments, BaseMethod):
         for before, after in zip(widths, widths[1:]):
             layers += [nn.Linear(before, after), nn.BatchNorm1d(after), nn.GELU()]
         self.projector = nn.Sequential(*layers, nn.Linear(widths[-1], kwargs.proj_output_dim))
+        for layer in self.projector:  # as CARP's
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
 
         self.prototypes = Prototypes(
             kwargs.num_prototypes, kwargs.proj_output_dim, kwargs.normalize_prototypes

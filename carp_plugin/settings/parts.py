@@ -290,6 +290,16 @@ class Chance(Settings):
     prob: Probability = key(..., "probability")
 
 
+class RandAugment(Settings):
+    """RandAugment of timm, behind all other steps but grey scale."""
+
+    num_ops: Int = key(
+        0, "operations drawn for a view, each done half of the time; 0 is none", ge=0, le=15
+    )
+    magnitude: Int = key(10, "their strength", ge=0, le=10)
+    magnitude_std: Number = key(0.5, "standard deviation of the strength", ge=0, le=10)
+
+
 class Pipeline(Settings):
     """How one or several views of an image are made; views as large as the first pipeline's are large views."""
 
@@ -300,6 +310,7 @@ class Pipeline(Settings):
     solarization: Chance = key(..., "solarisation")
     equalization: Chance = key(..., "equalised histogram")
     horizontal_flip: Chance = key(..., "flip")
+    rand_augment: RandAugment = key(RandAugment(), "RandAugment")
     crop_size: Pixels = key(..., "side of a view", unit="pixels")
     num_crops: Int = key(..., "views of this kind", ge=1, le=100)
     mean: Optional[Tuple[Signed, Signed, Signed]] = key(

@@ -9,7 +9,10 @@ from pydantic import model_validator
 from carp_plugin.settings.kinds import Count, Index, NotNegative, PathText, Positive, Switch, Text
 from carp_plugin.settings.methods import (
     CarlKwargs,
+    InfominKwargs,
+    PatchKwargs,
     PclKwargs,
+    PirlKwargs,
     SelaKwargs,
     Simclrv2Kwargs,
     SupervisedKwargs,
@@ -102,7 +105,7 @@ class Pretraining(Run):
 
     method: Text = key(
         ...,
-        "carp, carl, pclv2, selav2, simclrv2, supervised, or a method of the host: byol, swav, barlow_twins …",
+        "carp, carl, pclv2, selav2, pirl, infomin, simclrv2, supervised, or a method of the host: byol, swav …",
     )
     method_kwargs: HostMethodKwargs = key(HostMethodKwargs(), "the method's own keys")
     backbone: Backbone = key(..., "the network")
@@ -130,6 +133,29 @@ class Pretraining(Run):
     def small_crops(self) -> int:
         """The other views."""
         return sum(view.num_crops for view in self.augmentations) - self.large_crops
+
+    @property
+    def patches(self) -> Optional[PatchKwargs]:
+        """The sizes of the patches that a method looks at besides views; None where it looks at none."""
+        kwargs: Any = self.method_kwargs
+        return kwargs if isinstance(kwargs, PatchKwargs) else None
+
+    @model_validator(mode="after")
+    def _pil_where_it_is_needed(self) -> Pretraining:
+        if self.data.format != "dali":
+            return self
+        if self.patches is not None:
+            raise rule(
+                f"{self.method} looks at patches, which Pillow cuts and NVIDIA DALI's loader does not; set "
+                "data.format=image_folder."
+            )
+        for i, view in enumerate(self.augmentations):
+            if view.rand_augment.num_ops:
+                raise rule(
+                    f"augmentations[{i}].rand_augment is done with Pillow, which NVIDIA DALI's loader does without; "
+                    f"set augmentations.{i}.rand_augment.num_ops=0, or data.format=image_folder."
+                )
+        return self
 
     @model_validator(mode="after")
     def _its_views(self) -> Pretraining:
@@ -224,6 +250,25 @@ class PclPretraining(_OverTheWholeSet):
     method_kwargs: PclKwargs = key(PclKwargs(), "PCL v2's own keys")  # type: ignore[assignment]
 
 
+class PirlPretraining(Pretraining):
+    """A pretraining of PIRL, on one view and nine patches."""
+
+    wanted_views: ClassVar[Optional[int]] = 1
+    takes_small_views: ClassVar[bool] = False
+
+    method_kwargs: PirlKwargs = key(PirlKwargs(), "PIRL's own keys")  # type: ignore[assignment]
+
+
+class InfominPretraining(Pretraining):
+    """A pretraining of InfoMin Aug., on two views and nine patches."""
+
+    takes_small_views: ClassVar[bool] = False
+
+    method_kwargs: InfominKwargs = key(  # type: ignore[assignment]
+        InfominKwargs(), "InfoMin's own keys"
+    )
+
+
 #: Methods of ours -> the settings that hold their keys; the keys of the others are the host's to know.
 OWN: Dict[str, Type[Pretraining]] = {
     "carp": CarpPretraining,
@@ -232,6 +277,8 @@ OWN: Dict[str, Type[Pretraining]] = {
     "selav2": SelaPretraining,
     "simclrv2": Simclrv2Pretraining,
     "supervised": SupervisedPretraining,
+    "pirl": PirlPretraining,
+    "infomin": InfominPretraining,
 }
 
 

@@ -36,6 +36,8 @@ def opening(settings: Pretraining, plan: Plan, drawn: Optional[Mapping[str, Any]
     threads = f", {torch.get_num_threads()} threads" if machine.accelerator == "cpu" else ""
     classes = "no labels" if data.no_labels else f"{plan.classes} classes"
     crops = " + ".join(f"{a.num_crops} of {a.crop_size} px" for a in settings.augmentations)
+    if settings.patches is not None:
+        crops += f" + 9 patches of {settings.patches.patch_size} px"
     rows = [
         ("host", str(HOST)),
         (

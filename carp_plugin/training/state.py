@@ -26,9 +26,9 @@ NETWORKS = {"student": "backbone", "teacher": "momentum_backbone"}
 _OLD_NAMES = {"encoder.": "backbone.", "momentum_encoder.": "momentum_backbone."}
 
 #: Buffers that a method makes only while it trains: SwAV's queue, DeepClusterV2's memory, All4One's cache of a
-#: positional encoding, labels and clusters of SeLa v2 and PCL v2. A checkpoint holds them and a freshly built method
-#: does not. No backbone or projector reads them, so that they may be left over, under exactly these names, and the
-#: sentence names them. Any other tensor that is left over is an error.
+#: positional encoding, labels and clusters of SeLa v2 and PCL v2, PIRL's memory of all images. A checkpoint holds them
+#: and a freshly built method does not. No backbone or projector reads them, so that they may be left over, under
+#: exactly these names, and the sentence names them. Any other tensor that is left over is an error.
 TRAINING_BUFFERS = (
     "queue",
     "local_memory_index",
@@ -43,6 +43,7 @@ TRAINING_BUFFERS = (
     "centroids",
     "concentrations",
     "clusters_epoch",
+    "memory_bank",
 )
 
 

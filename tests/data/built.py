@@ -8,8 +8,10 @@ from carp_plugin.settings.pretraining import Pretraining
 
 def training_loader(settings: Pretraining) -> Any:
     """The training loader of a run on one device."""
-    data, views = settings.data, settings.augmentations
-    return loaders.pretrain_loader(data, views, settings.optimizer.batch_size, 1, settings.seed)
+    data, views, batch_size = settings.data, settings.augmentations, settings.optimizer.batch_size
+    return loaders.pretrain_loader(
+        data, views, batch_size, 1, settings.seed, patches=settings.patches
+    )
 
 
 def labelled_loaders(settings: Pretraining) -> Tuple[Any, Any]:

@@ -61,7 +61,9 @@ def one_sentence(error):
 
 
 #: With and without a teacher, a queue of its own, and a projector under another name (dino).
-METHODS = "barlow_twins byol carp dino mocov2plus pclv2 selav2 simsiam swav".split()
+METHODS = (
+    "barlow_twins byol carp dino infomin mocov2plus pclv2 selav2 simclrv2 simsiam swav".split()
+)
 
 
 @pytest.mark.parametrize("method", METHODS)

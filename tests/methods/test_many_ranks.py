@@ -7,7 +7,7 @@ from tests.distributed import run_on_ranks
 from tests.helpers import image_folder
 from tests.methods.steps import stepped, stepped_on_rank
 
-METHODS = ["carl", "simclrv2", "supervised"]
+METHODS = ["carl", "simclrv2", "supervised", "pirl", "infomin"]
 
 
 @pytest.fixture(scope="module")

@@ -177,7 +177,19 @@ def test_stopped_anywhere_and_resumed_it_ends_as_a_whole_run(
 
 # SwAV has a queue that it makes at the start of training, DINO counts epochs at their start
 @pytest.mark.parametrize(
-    "method", ["byol", "barlow_twins", "simsiam", "swav", "dino", "carl", "simclrv2", "supervised"]
+    "method",
+    [
+        "byol",
+        "barlow_twins",
+        "simsiam",
+        "swav",
+        "dino",
+        "carl",
+        "simclrv2",
+        "supervised",
+        "pirl",
+        "infomin",
+    ],
 )
 def test_other_methods_end_as_a_whole_run_too(method, images, whole, monkeypatch):
     stopped_at(monkeypatch, settings_of(images, method), "step", STEPS + 1)

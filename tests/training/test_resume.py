@@ -61,6 +61,7 @@ ANOTHER: Dict[str, Any] = {
     "data.eval_transform.resize": 20,
     "data.eval_transform.crop_size": 8,
     "scheduler.name": "none",
+    "augmentations.0.rand_augment.magnitude": 5,
     "augmentations.0.rrc.crop_min_scale": 0.25,
     "augmentations.0.rrc.crop_max_scale": 0.75,
 }

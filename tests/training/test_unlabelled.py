@@ -26,7 +26,10 @@ def flat(images, tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("method", ["carp", "byol", "barlow_twins", "pclv2", "selav2"])
+@pytest.mark.parametrize(
+    "method",
+    "carp byol barlow_twins carl simclrv2 pirl infomin pclv2 selav2".split(),
+)
 def test_losses_are_finite_and_only_the_classifiers_is_0(method, images, flat):
     def run(**data):
         return pretrain(
