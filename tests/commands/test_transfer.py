@@ -16,7 +16,8 @@ from carp_plugin.data.loaders import evaluation_transform, whole_transform
 from carp_plugin.evaluation.shape import Result
 from carp_plugin.settings.parts import Size
 from carp_plugin.settings.trained import TrainedView
-from tests.data.test_transfer import digits, folders, pets
+from tests.data.made_idx import write_idx
+from tests.data.test_transfer import folders, pets
 from tests.helpers import image_folder, small_settings
 from tests.run_cli import run_cli
 
@@ -36,7 +37,7 @@ def run(tmp_path_factory):
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("root")
     pets(root, None)
-    digits(root / "MNIST" / "raw")
+    write_idx(root / "MNIST" / "raw")
     image_folder(root / "mine", per_class=2, size=40)
     return root
 
