@@ -9,7 +9,7 @@ import atexit
 import multiprocessing
 import random
 import signal
-from typing import Any, Callable, Dict, Iterator, Tuple, Union, cast
+from typing import Any, Callable, Dict, Iterator, Sized, Tuple, Union, cast
 
 import numpy as np
 import torch
@@ -92,10 +92,11 @@ class Forwarded:
     Args:
         build: returns the loader, once there is one.
         batch_size: images a batch and rank.
+        dataset: the images, as many as an epoch of all ranks has; DeepClusterV2 asks for their number.
     """
 
-    def __init__(self, build: Callable[[], Any], batch_size: int) -> None:
-        self._build, self.batch_size = build, batch_size
+    def __init__(self, build: Callable[[], Any], batch_size: int, dataset: Sized) -> None:
+        self._build, self.batch_size, self.dataset = build, batch_size, dataset
         self.epoch, self.begin, self.rank, self.num_replicas = 0, (0, 0), 0, 1
 
     def __len__(self) -> int:
@@ -118,7 +119,7 @@ def training_order(train: Any, batch_size: int) -> Union[EpochOrder, Forwarded]:
     """
     if isinstance(train, DataLoader):
         return cast(EpochOrder, train.sampler)
-    forwarded = Forwarded(train.train_dataloader, batch_size)
+    forwarded = Forwarded(train.train_dataloader, batch_size, train.train_data_path.samples)
     train.train_dataloader = lambda: forwarded
     return forwarded
 

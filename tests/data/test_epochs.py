@@ -104,7 +104,7 @@ def test_what_an_image_draws_is_its_own_with_every_generator():
 
 
 def test_a_loader_with_an_order_of_its_own_leaves_out_the_batches_that_were_trained():
-    loader = Forwarded(lambda: [0, 1, 2, 3], batch_size=2)
+    loader = Forwarded(lambda: [0, 1, 2, 3], batch_size=2, dataset=range(8))
     assert list(loader) == [0, 1, 2, 3] and len(loader) == 4
     loader.epoch, loader.begin = 5, (5, 6)
     assert list(loader) == [3]
@@ -143,7 +143,7 @@ class Skipping:
 
 def trained(loader, batches, **limits):
     """Trains on a loader for three epochs; returns the trainer."""
-    order = Forwarded(lambda: loader, batch_size=4)
+    order = Forwarded(lambda: loader, batch_size=4, dataset=range(8))
     trainer = Trainer(
         max_epochs=3,
         accelerator="cpu",

@@ -575,7 +575,7 @@ def test_what_a_checkpoint_keeps_of_its_schedule_is_said(run, images, capsys):
     changes = {"optimizer__lr": 0.1, "scheduler__min_lr": 0.001, "max_epochs": 3}
     summary = pretrain(settings_of(images, resume_from_checkpoint=newest, **changes))
     (said,) = re.findall("warning: the schedule .*", capsys.readouterr().out)
-    assert "optimizer.lr=0.009375, scheduler.min_lr=0.0;" in said
+    assert "optimizer.lr=0.3, scheduler.min_lr=0.0;" in said
     assert summary["steps"] == 3 * STEPS
 
 

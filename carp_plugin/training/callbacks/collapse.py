@@ -206,7 +206,8 @@ def sentence(
     """
     B, e = carp.partition_size, carp.entropy_weight
     one_block = B == carp.num_prototypes
-    size = "method_kwargs.num_prototypes" if one_block else "method_kwargs.partition_size"
+    whole = one_block and carp.partition != "random"  # as CARL's, which has no key for blocks
+    size = "method_kwargs.num_prototypes" if whole else "method_kwargs.partition_size"
     what, terms, change = {
         "uniform": (
             "every image gets every prototype alike",
