@@ -27,6 +27,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from carp_plugin.losses.ranks import world_size
+
 #: Bytes of the plan that are held at once.
 CHUNK_BYTES = 64 * 2**20
 
@@ -215,7 +217,7 @@ def _log_of_columns(z_nD: Tensor, prototypes_KD: Tensor, epsilon: float) -> Tens
                 dtype = _wide(z_nD.dtype)
                 scores = (some.to(dtype) @ prototypes_KD.to(dtype).T).div_(epsilon)
             found = torch.logaddexp(found, scores.logsumexp(dim=0).double())
-    if _world() == 1:
+    if world_size() == 1:
         return found
     largest = found.clone()
     dist.all_reduce(largest, op=dist.ReduceOp.MAX)
@@ -233,12 +235,8 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _world() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
 def _sum_of_ranks(tensor: Tensor) -> Tensor:
-    if _world() > 1:
+    if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
 

@@ -20,6 +20,7 @@ from carp_plugin.losses.pclv2 import (
     negatives_of,
     prototype_loss_func,
 )
+from carp_plugin.losses.ranks import own_rows, rank, world_size
 from carp_plugin.methods.whole_set import (
     broadcast_from,
     check_finite,
@@ -27,11 +28,8 @@ from carp_plugin.methods.whole_set import (
     evaluating,
     from_all,
     kmeans,
-    own_places,
-    rank,
     size_of,
     still_transform,
-    world_size,
 )
 from carp_plugin.partition import random_partition
 from carp_plugin.settings.methods import PclKwargs
@@ -295,7 +293,7 @@ class PCLv2(BaseMomentumMethod):
     def _prototype_loss(self, query_ND: Tensor, indexes_N: Tensor) -> Tensor:
         """(1 / M) sum_m L_proto^m."""
         clusters_MP = from_all(self.image_clusters[:, indexes_N].T).T.long()
-        own_N = own_places(len(query_ND), query_ND.device)
+        own_N = own_rows(len(query_ND), query_ND.device)
         losses = []
         every = zip(
             clusters_MP,

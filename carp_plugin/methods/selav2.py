@@ -12,6 +12,7 @@ from torch import Tensor
 
 from carp_plugin.host import BaseMethod, omegaconf_select
 from carp_plugin.host.cfg import plain
+from carp_plugin.losses.ranks import own_rows, rank, world_size
 from carp_plugin.losses.selav2 import (
     Plan,
     hard_labels,
@@ -24,11 +25,8 @@ from carp_plugin.methods.whole_set import (
     embeddings_of_all,
     from_all,
     leaving_statistics,
-    own_places,
-    rank,
     size_of,
     still_transform,
-    world_size,
 )
 from carp_plugin.partition import random_partition
 from carp_plugin.settings.methods import SelaKwargs
@@ -250,7 +248,7 @@ class SeLav2(BaseMethod):
     def _labels(self, h: int, rows_nD: Tensor, C_KD: Tensor, plan: Plan) -> Tensor:
         """The largest entry of every image's row: (n,) int64, by all ranks together."""
         images = len(rows_nD)
-        places = own_places(-(-images // world_size()), rows_nD.device).remainder_(images)
+        places = own_rows(-(-images // world_size()), rows_nD.device).remainder_(images)
         order_K = random_partition(self.label_seed + h, self.current_epoch, len(C_KD), C_KD.device)
         own = hard_labels(rows_nD[places], C_KD, self.epsilon, plan.log_v_K, order_K, places)
         return from_all(own)[:images]

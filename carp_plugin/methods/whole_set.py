@@ -20,6 +20,7 @@ from torchvision import transforms
 
 from carp_plugin.errors import UserError
 from carp_plugin.host import build_transform_pipeline
+from carp_plugin.losses.ranks import gather_rows, rank, world_size
 
 #: The shorter side of an image over the side of its central crop: 256 pixels to 224.
 ZOOM = 8 / 7
@@ -28,37 +29,9 @@ _POINTS = 1000  # images a centroid that k-means is fitted on, at most
 _ROWS = 2**16  # whose distances are taken at once
 
 
-def world_size() -> int:
-    """Ranks that train together."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def rank() -> int:
-    """Of this process."""
-    return dist.get_rank() if world_size() > 1 else 0
-
-
-def gathered(tensor: Tensor) -> Tensor:
-    """The tensors of all ranks, (ranks, …), without gradient; all must have one shape."""
-    if world_size() == 1:
-        return tensor.detach()[None]
-    own = tensor.detach().contiguous()
-    found = [torch.empty_like(own) for _ in range(world_size())]
-    dist.all_gather(found, own)
-    return torch.stack(found)
-
-
 def from_all(tensor: Tensor) -> Tensor:
-    """The rows of all ranks (ranks * N, …) in the order that one process has them, without gradient.
-
-    Images are dealt to the ranks in turn: row i of rank r is row i * ranks + r.
-    """
-    return gathered(tensor).transpose(0, 1).flatten(0, 1)
-
-
-def own_places(rows: int, device: torch.device) -> Tensor:
-    """Where this rank's rows are among those of :func:`from_all`: (rows,) int64."""
-    return torch.arange(rows, device=device) * world_size() + rank()
+    """The rows of all ranks in the order that one process has them, (ranks * N, …), without gradient."""
+    return gather_rows(tensor.detach())
 
 
 def still_transform(cfg: omegaconf.DictConfig) -> Callable[[Any], Tensor]:
