@@ -35,11 +35,11 @@ def similarities(
     dtype = torch.promote_types(torch.promote_types(query.dtype, positive.dtype), torch.float32)
     dtype = torch.promote_types(dtype, negatives.dtype)
     with torch.autocast(query.device.type, enabled=False):
-        q_ND = query.to(dtype) / temperature
-        positive_N = torch.linalg.vecdot(q_ND, positive.detach().to(dtype))
+        q_ND = query.to(dtype)
+        positive_N = torch.einsum("nd,nd->n", q_ND, positive.detach().to(dtype))
         rows = negatives.detach().to(dtype)
         negative_NK = q_ND @ rows.T if rows.ndim == 2 else torch.einsum("nd,nkd->nk", q_ND, rows)
-    return positive_N, negative_NK
+        return positive_N / temperature, negative_NK / temperature
 
 
 def info_nce_func(

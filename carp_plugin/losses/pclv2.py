@@ -1,8 +1,9 @@
 """The loss of PCL (Li et al., ICLR 2021, arXiv 2005.04966): images against a queue, and against clusters' prototypes.
 
-Functions of tensors only. L = L_inst + (1 / M) sum_m L_proto^m over M clusterings of the training images.
+Functions of tensors only. L = L_inst + (1 / M) sum_m L_proto^m over M clusterings of the training images;
+L_inst is :func:`carp_plugin.losses.info_nce.info_nce_func`.
 
-Shape suffixes: N images of this rank, D embedding size, R rows of the queue, K clusters of one clustering, P images of
+Shape suffixes: N images of this rank, D embedding size, K clusters of one clustering, P images of
 the global batch (N of every rank), J candidates for negatives, n training images.
 
 Across ranks the mean over ranks of what each returns is what one process would return for the concatenated batch, as
@@ -23,43 +24,6 @@ ALPHA = 10.0
 
 #: Concentrations are brought within these quantiles of their own.
 QUANTILES = (0.1, 0.9)
-
-
-def instance_loss_func(
-    query_ND: Tensor, key_ND: Tensor, queue_DR: Tensor, temperature: float
-) -> Tensor:
-    """InfoNCE of MoCo: -log exp(q.k / T) / (exp(q.k / T) + sum_r exp(q.queue_r / T)), mean over images.
-
-    At random unit vectors it is about log(R + 1) + 1 / (2 D T^2).
-
-    Args:
-        query_ND: unit rows of the trained network.
-        key_ND: unit rows of the momentum network, of another view of the same images.
-        queue_DR: earlier keys, one a column.
-        temperature: T > 0.
-
-    Returns:
-        (), in float32 or, if an input is, float64.
-
-    Raises:
-        ValueError: a shape or a temperature that does not fit.
-    """
-    _check_rows("query_ND", query_ND)
-    if key_ND.shape != query_ND.shape:
-        raise ValueError(
-            f"key_ND: expected the shape of query_ND, {tuple(query_ND.shape)}, received {tuple(key_ND.shape)}"
-        )
-    if queue_DR.ndim != 2 or queue_DR.shape[0] != query_ND.shape[1]:
-        raise ValueError(
-            f"queue_DR: expected shape ({query_ND.shape[1]}, R), received {tuple(queue_DR.shape)}"
-        )
-    if not temperature > 0:
-        raise ValueError(f"temperature: expected a number above 0, received {temperature}")
-    with torch.autocast(query_ND.device.type, enabled=False):
-        q_ND, k_ND, queue_DR = (_wide(t) for t in (query_ND, key_ND, queue_DR))
-        positive_N1 = torch.einsum("nd,nd->n", q_ND, k_ND.detach()).unsqueeze(-1)
-        logits = torch.cat([positive_N1, q_ND @ queue_DR.detach()], dim=1) / temperature
-        return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
 
 
 class Negatives(NamedTuple):

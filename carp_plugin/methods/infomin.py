@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import omegaconf
 import torch
@@ -12,12 +11,11 @@ import torch.nn.functional as F
 from carp_plugin.host import BaseMomentumMethod, initialize_momentum_params, omegaconf_select
 from carp_plugin.host.cfg import plain
 from carp_plugin.losses.infomin import infomin_loss_func
-from carp_plugin.losses.ranks import gather_rows
+from carp_plugin.methods.moco import enqueue, mlp, one_view_each
 from carp_plugin.methods.patches import (
     PatchHead,
     check_takes_patches,
     features_of_patches,
-    mlp,
     patches_of,
 )
 from carp_plugin.settings.methods import InfominKwargs
@@ -81,7 +79,7 @@ class InfoMin(BaseMomentumMethod):
 
         #: Of the last step, until they enter the queue; and the view of the keys, while a step lasts.
         self._keys: Optional[torch.Tensor] = None
-        self._key_view: Optional[torch.Tensor] = None
+        self.key_view: Optional[torch.Tensor] = None
 
     @staticmethod
     def add_and_assert_specific_cfg(cfg: omegaconf.DictConfig) -> omegaconf.DictConfig:
@@ -153,7 +151,7 @@ class InfoMin(BaseMomentumMethod):
             Dict[str, Any]: the outputs of the parent and the unit keys "z" (N, D).
         """
 
-        out = super().momentum_forward(X if self._key_view is None else self._key_view)
+        out = super().momentum_forward(X if self.key_view is None else self.key_view)
         out.update({"z": F.normalize(self.momentum_projector(out["feats"]), dim=-1)})
         return out
 
@@ -175,7 +173,7 @@ class InfoMin(BaseMomentumMethod):
             keys = out["momentum_z"][::-1]
         else:
             indexes, (query_view, key_view), targets = batch
-            with self._each_network_one_view(key_view):
+            with one_view_each(self, key_view):
                 out = super().training_step([indexes, [query_view], targets], batch_idx)
             keys = out["momentum_z"]
         class_loss = out["loss"]
@@ -193,20 +191,6 @@ class InfoMin(BaseMomentumMethod):
         self.log("train_nce_loss", loss.detach(), on_epoch=True, sync_dist=True)
         return loss + class_loss
 
-    @contextmanager
-    def _each_network_one_view(self, key_view: torch.Tensor) -> Iterator[None]:
-        """The host's step passes every view through both networks; in one direction half of that is for nothing."""
-        if not self.no_channel_last:
-            key_view = key_view.contiguous(memory_format=torch.channels_last)
-        crops = self.num_crops, self.num_large_crops
-        self.num_crops = self.num_large_crops = 1
-        self._key_view = key_view
-        try:
-            yield
-        finally:
-            self.num_crops, self.num_large_crops = crops
-            self._key_view = None
-
     @torch.no_grad()
     def on_train_batch_end(self, outputs: Any, batch: Sequence[Any], batch_idx: int) -> None:
         """The host's momentum update; then the keys of all ranks take the place of the oldest.
@@ -222,10 +206,5 @@ class InfoMin(BaseMomentumMethod):
         super().on_train_batch_end(outputs, batch, batch_idx)
         if self._keys is None:
             return
-        keys = gather_rows(self._keys)[-self.queue_size :].transpose(0, 1)
+        enqueue(self.queue.transpose(0, 1), self.queue_ptr, self._keys)
         self._keys = None
-        places = (
-            self.queue_ptr + torch.arange(keys.shape[1], device=keys.device)
-        ) % self.queue_size
-        self.queue[:, places] = keys.to(self.queue)
-        self.queue_ptr.add_(keys.shape[1]).remainder_(self.queue_size)

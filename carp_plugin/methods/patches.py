@@ -30,11 +30,6 @@ class PatchHead(nn.Module):
         return self.all(self.each(feats).view(len(feats) // PATCHES, -1))
 
 
-def mlp(features: int, hidden: int, output: int) -> nn.Sequential:
-    """Linear, ReLU, linear."""
-    return nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, output))
-
-
 def patches_of(batch: Sequence[Any], method: str) -> Tuple[List[Any], Tensor]:
     """A batch as the host's step takes it, and the patches that came with it, (N, 9, 3, p, p).
 

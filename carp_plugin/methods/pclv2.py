@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import omegaconf
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
 from carp_plugin.errors import UserError
 from carp_plugin.host import BaseMomentumMethod, initialize_momentum_params, omegaconf_select
 from carp_plugin.host.cfg import plain
+from carp_plugin.losses.info_nce import info_nce_func
 from carp_plugin.losses.pclv2 import (
     concentration_func,
-    instance_loss_func,
     negatives_of,
     prototype_loss_func,
 )
 from carp_plugin.losses.ranks import own_rows, rank, world_size
+from carp_plugin.methods.moco import enqueue, mlp, one_view_each
 from carp_plugin.methods.whole_set import (
     broadcast_from,
     check_finite,
@@ -89,10 +88,11 @@ class PCLv2(BaseMomentumMethod):
         self.cluster_seed: int = omegaconf_select(cfg, "seed", 5)
 
         # projector
-        self.projector = self._projector(kwargs)
+        sizes = (self.features_dim, kwargs.proj_hidden_dim, kwargs.proj_output_dim)
+        self.projector = mlp(*sizes)
 
         # momentum projector
-        self.momentum_projector = self._projector(kwargs)
+        self.momentum_projector = mlp(*sizes)
         initialize_momentum_params(self.projector, self.momentum_projector)
 
         # queue, from a generator of its own: the same on every rank
@@ -107,16 +107,8 @@ class PCLv2(BaseMomentumMethod):
         self.centroids: Tensor
         self.concentrations: Tensor
         self.clusters_epoch: Tensor
-        self._view_of_keys: Optional[Tensor] = None
+        self.key_view: Optional[Tensor] = None
         self._keys: Optional[Tensor] = None
-
-    def _projector(self, kwargs: omegaconf.DictConfig) -> nn.Sequential:
-        """Two linear layers without batch norm, as MoCo v2's."""
-        return nn.Sequential(
-            nn.Linear(self.features_dim, kwargs.proj_hidden_dim),
-            nn.ReLU(),
-            nn.Linear(kwargs.proj_hidden_dim, kwargs.proj_output_dim),
-        )
 
     @staticmethod
     def add_and_assert_specific_cfg(cfg: omegaconf.DictConfig) -> omegaconf.DictConfig:
@@ -185,7 +177,7 @@ class PCLv2(BaseMomentumMethod):
             Dict[str, Any]: the outputs of the parent and the unit keys "z" (N, D).
         """
 
-        out = super().momentum_forward(X if self._view_of_keys is None else self._view_of_keys)
+        out = super().momentum_forward(X if self.key_view is None else self.key_view)
         out.update({"z": F.normalize(self.momentum_projector(out["feats"]), dim=-1)})
         return out
 
@@ -271,14 +263,14 @@ class PCLv2(BaseMomentumMethod):
         """
 
         indexes, (query_view, key_view), targets = batch
-        with self._one_view_each(key_view):
+        with one_view_each(self, key_view):
             out = super().training_step([indexes, [query_view], targets], batch_idx)
         class_loss = out["loss"]
         (query,), (key,) = out["z"], out["momentum_z"]
         self._keys = key.detach()
 
         # ------- instances -------
-        instance = instance_loss_func(query, key, self.queue, self.temperature)
+        instance = info_nce_func(query, key, self.queue.T, self.temperature)
         metrics, loss = {"train_instance_loss": instance.detach()}, instance
 
         # ------- prototypes -------
@@ -310,23 +302,6 @@ class PCLv2(BaseMomentumMethod):
             )
         return torch.stack(losses).mean()
 
-    @contextmanager
-    def _one_view_each(self, key_view: Tensor) -> Iterator[None]:
-        """The host's step takes one view, and gives its momentum networks the other one.
-
-        It would pass every view through both networks: half of that is not looked at.
-        """
-        if not self.no_channel_last:
-            key_view = key_view.contiguous(memory_format=torch.channels_last)
-        crops = self.num_crops, self.num_large_crops
-        self.num_crops = self.num_large_crops = 1
-        self._view_of_keys = key_view
-        try:
-            yield
-        finally:
-            self.num_crops, self.num_large_crops = crops
-            self._view_of_keys = None
-
     @torch.no_grad()
     def on_train_batch_end(self, outputs: Any, batch: Sequence[Any], batch_idx: int) -> None:
         """The host's momentum update, and the keys of all ranks in the place of the oldest.
@@ -340,8 +315,5 @@ class PCLv2(BaseMomentumMethod):
         super().on_train_batch_end(outputs, batch, batch_idx)
         if self._keys is None:
             return
-        keys_PD = from_all(self._keys)[-self.queue_size :]
+        enqueue(self.queue.T, self.queue_ptr, self._keys)
         self._keys = None
-        places_P = torch.arange(len(keys_PD), device=keys_PD.device).add_(self.queue_ptr)
-        self.queue[:, places_P.remainder_(self.queue_size)] = keys_PD.T.to(self.queue)
-        self.queue_ptr.add_(len(keys_PD)).remainder_(self.queue_size)

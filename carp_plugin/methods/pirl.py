@@ -15,11 +15,11 @@ from carp_plugin.host import BaseMethod, omegaconf_select
 from carp_plugin.host.cfg import plain
 from carp_plugin.losses.pirl import log_normaliser, moved_memory, pirl_loss_func
 from carp_plugin.losses.ranks import gather_rows, own_rows
+from carp_plugin.methods.moco import mlp
 from carp_plugin.methods.patches import (
     PatchHead,
     check_takes_patches,
     features_of_patches,
-    mlp,
     patches_of,
 )
 from carp_plugin.settings.methods import PirlKwargs

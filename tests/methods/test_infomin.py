@@ -6,7 +6,8 @@ import torch.nn.functional as F
 
 from carp_plugin.errors import UserError
 from carp_plugin.losses.infomin import infomin_loss_func
-from carp_plugin.methods.patches import PatchHead, features_of_patches, mlp
+from carp_plugin.methods.moco import mlp
+from carp_plugin.methods.patches import PatchHead, features_of_patches
 from tests.helpers import image_folder, small_settings
 from tests.methods.steps import built, first_batch
 

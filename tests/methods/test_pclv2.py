@@ -6,7 +6,8 @@ import torch.nn.functional as F
 
 from carp_plugin.commands.pretrain import pretrain
 from carp_plugin.errors import UserError
-from carp_plugin.losses.pclv2 import instance_loss_func, negatives_of, prototype_loss_func
+from carp_plugin.losses.info_nce import info_nce_func
+from carp_plugin.losses.pclv2 import negatives_of, prototype_loss_func
 from carp_plugin.methods import pclv2
 from carp_plugin.partition import random_partition
 from carp_plugin.settings.methods import PclKwargs
@@ -42,8 +43,8 @@ def test_the_first_view_is_the_query_and_the_second_the_key(images, monkeypatch)
         getattr(model, name).register_forward_pre_hook(
             lambda _, inputs, name=name: passed.append((name, inputs[0].clone()))
         )
-    instance = lambda q, k, *rest: seen.update(q=q, k=k) or instance_loss_func(q, k, *rest)  # noqa: E731
-    monkeypatch.setattr(pclv2, "instance_loss_func", instance)
+    instance = lambda q, k, *rest: seen.update(q=q, k=k) or info_nce_func(q, k, *rest)  # noqa: E731
+    monkeypatch.setattr(pclv2, "info_nce_func", instance)
     indexes, views, targets = batch_of(model)
     queue = model.queue.clone()
     loss = model.training_step([indexes, views, targets], 0)
@@ -52,7 +53,7 @@ def test_the_first_view_is_the_query_and_the_second_the_key(images, monkeypatch)
     assert torch.equal(model.queue, queue)  # moves when the step has been taken
     q, k = seen["q"], seen["k"]
     assert not k.requires_grad and torch.allclose(q.norm(dim=1), torch.ones(8))
-    expected = instance_loss_func(q, k, queue, 0.2)
+    expected = info_nce_func(q, k, queue.T, 0.2)
     for m, (K, at) in enumerate(((3, 0), (5, 3))):
         clusters = model.image_clusters[m, indexes].long()
         own = slice(at, at + K)
