@@ -291,10 +291,18 @@ def remarks_of(runs: Sequence[Run]) -> List[str]:
 
 
 def doubts_of(runs: Sequence[Run]) -> List[str]:
-    """What the runs warned of before their first step, each once: numbers that cannot be meant."""
-    said = (remark for run in runs for remark in run.get("remarks") or ())
-    warnings = (remark for remark in said if remark.startswith("warning: "))
-    return [remark[len("warning: ") :] for remark in dict.fromkeys(warnings)]
+    """What the runs warned of, numbers that cannot be meant: each once, with the runs that said it unless all did."""
+    ended = [run for run in runs if "remarks" in run]
+    said: Dict[str, List[Run]] = {}
+    for run in ended:
+        for remark in dict.fromkeys(run["remarks"] or ()):
+            if remark.startswith("warning: "):
+                said.setdefault(remark[len("warning: ") :], []).append(run)
+    doubts = []
+    for doubt, of in said.items():
+        names = "; ".join(f"{run['label']}, seed {run['seed']}" for run in of if of != ended)
+        doubts.append(f"{names}: {doubt}" if names else doubt)
+    return doubts
 
 
 def metric_name(metric: str, headline_k: int) -> str:

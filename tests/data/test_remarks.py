@@ -121,3 +121,9 @@ def test_batches_that_leave_many_images_out_are_questioned(batch, world, said, i
 def test_a_comparison_says_each_doubt_of_its_runs_once():
     runs = [{"remarks": ["warning: a.", "left out: b."]}, {"remarks": ["warning: a."]}, {}]
     assert doubts_of(runs) == ["a."]
+
+
+def test_a_doubt_of_some_runs_says_which():
+    doubts = (["warning: a.", "warning: b."], ["warning: a."], ["warning: a.", "warning: b."])
+    runs = [{"label": "carp", "seed": n, "remarks": said} for n, said in enumerate(doubts)]
+    assert doubts_of(runs) == ["a.", "carp, seed 0; carp, seed 2: b."]

@@ -1,4 +1,4 @@
-"""Ten training steps beside the authors' released head, partition and loss (DESIGN: views one by one, teacher last)."""
+"""Ten training steps beside the authors' released head, partition and loss views one by one, the teacher last."""
 
 from pathlib import Path
 
